@@ -1,0 +1,45 @@
+# Each target is enough by itself: it makes .venv when there is none. Needs Python 3.11 or newer
+# and a package index. Another interpreter: make test PYTHON=python3.13. Some tests only:
+# make test ARGS="tests/test_gate.py -q".
+
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS :=
+
+# The first interpreter on the path that is new enough.
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; \
+	done)
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.installed
+	$(BIN)/gradaudit demo $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+# pip 25.1 is the first that knows --group.
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; say PYTHON=..." >&2; exit 1; }
+	@echo "Installing into $(VENV); PyTorch is large, this takes minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group test
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group lint
+	touch $@

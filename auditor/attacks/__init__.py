@@ -1,0 +1,31 @@
+"""The attacks, cheapest and most exact first. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+from auditor.attacks.base import Attack, Milestone, Watch
+from auditor.attacks.dlg import DLG
+from auditor.attacks.idlg import IDLG
+from auditor.attacks.images import PAPER, Search
+from auditor.attacks.labels import HeadLabels, label_claim
+
+ATTACKS: tuple[Attack, ...] = (HeadLabels(), IDLG(), DLG())
+
+
+def with_search(attack: Attack, search: Search) -> Attack:
+    """The same attack with other search settings, if it searches at all."""
+    return type(attack)(search=search) if isinstance(attack, IDLG | DLG) else attack
+
+
+__all__ = [
+    "ATTACKS",
+    "DLG",
+    "IDLG",
+    "PAPER",
+    "Attack",
+    "HeadLabels",
+    "Milestone",
+    "Search",
+    "Watch",
+    "label_claim",
+    "with_search",
+]

@@ -1,0 +1,166 @@
+"""What the head's gradient proves about the labels, statement by statement.
+
+g (K,) is the gradient of the head's bias, G (K, E) that of its weight, N samples, lambda_c the
+number of samples of class c. Under premise A0 (see checks.py) and mean reduction
+g_c = mean_i p_ic - lambda_c / N with p a softmax, so that an absent class can only have g_c >= 0.
+T1 is iDLG's observation (Zhao, Mopuri, Bilen 2020, arXiv:2001.02610) without its condition on the
+activation, which iDLG needs for the rows of the weight (T2) only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Relative errors that rounding may leave. Rank one is tight, because a saturated network gives
+# different pictures features that differ by very little.
+_RANK_ONE = 2e-6
+_MATCH = 1e-2
+
+
+@dataclass(frozen=True)
+class SingleSample:
+    """The label of the only sample, with the statement that proved it."""
+
+    label: int
+    statement: str
+    proves_single: bool  # the statement shows one sample, or several that the head cannot tell apart
+
+
+def presence_by_bias(g: Tensor, *, margin: float, smoothing: float) -> Tensor:
+    """T1: classes (K,) bool that occur, since g_c < 0. Any activation, batch, mode.
+
+    `smoothing` is the label smoothing times the sum of the samples' weights: under it an absent
+    class can go down to -smoothing / K.
+    """
+    return g < -(margin + smoothing / len(g))
+
+
+def presence_by_weight(weight: Tensor, *, margin: float) -> Tensor:
+    """T2: classes (K,) bool that occur, since a row of G has a negative entry.
+
+    Only for features that cannot be negative: then an absent class has a non-negative row.
+    """
+    return weight.amin(1) < -margin
+
+
+def single_by_bias(
+    weight: Tensor, g: Tensor, head: Tensor, offset: Tensor, *, precision: float, smoothing: float
+) -> SingleSample | None:
+    """T3: one sample. Its features are e = G'g / |g|^2, its probabilities p = softmax(We + b).
+
+    `head` (K, E) and `offset` (K,) are the parameters W and b. p - g / s must be the label's
+    one-hot vector for some scale s; if it is, label, scale and "one sample" hold together.
+    """
+    features = weight.mT @ g / g.square().sum()
+    apart = (weight - g[:, None] * features).norm() / weight.norm()
+    if not apart <= max(_RANK_ONE, 8 * precision):
+        return None
+    label = int(g.argmin())
+    probability = torch.softmax(head @ features + offset, 0)
+    if not _fits(probability, g, label, precision, smoothing):
+        return None
+    return SingleSample(label, "T3", proves_single=True)
+
+
+def _fits(p: Tensor, a: Tensor, label: int, precision: float, smoothing: float) -> bool:
+    """Whether p - a / s is the (smoothed) one-hot vector of `label` for some s > 0."""
+    target = torch.full_like(p, smoothing / len(p))
+    target[label] += 1 - smoothing
+    gap = p - target
+    scale = (a @ gap) / (gap @ gap)
+    rest = torch.arange(len(p)) != label
+    apart = (gap - a / scale)[rest].norm()
+    return bool(scale > 0) and bool(apart <= max(_MATCH, 8 * precision) * gap[rest].norm())
+
+
+def single_without_bias(
+    weight: Tensor, head: Tensor, offset: Tensor | None, *, precision: float, told_single: bool
+) -> SingleSample | None:
+    """T4: one sample, no bias gradient. G = a v' has rank one, and a is the only unknown scale.
+
+    T4' (sign structure): with three classes or more, the label's entry of a is the one whose sign
+    differs from all others; needs to be told that there is one sample. T4 (scale search): for some
+    scale t, softmax(t W v + b) - a / t is one-hot, which proves one sample as well.
+    """
+    a, v = _rank_one(weight, precision)
+    if a is None or v is None:
+        return None
+    label = int(a.abs().argmax())
+    others = torch.arange(len(a)) != label
+    tiny = 8 * precision * float(a.abs().max())
+    opposite = a[others] * a[label] < 0
+    if not bool((opposite | (a[others].abs() <= tiny)).all()):
+        return None
+    logits = head @ v
+    shift = torch.zeros_like(logits) if offset is None else offset
+    if _one_scale(a, logits, shift, label, precision):
+        return SingleSample(label, "T4", proves_single=True)
+    if told_single and int((opposite & (a[others].abs() > tiny)).sum()) >= 2:
+        return SingleSample(label, "T4'", proves_single=False)
+    return None
+
+
+def _rank_one(weight: Tensor, precision: float) -> tuple[Tensor | None, Tensor | None]:
+    row = weight[int(weight.norm(dim=1).argmax())]
+    v = row / row.norm()
+    a = weight @ v
+    if (weight - a[:, None] * v).norm() > max(_RANK_ONE, 8 * precision) * weight.norm():
+        return None, None
+    return a, v
+
+
+def _one_scale(a: Tensor, logits: Tensor, offset: Tensor, label: int, precision: float) -> bool:
+    """Whether exactly one scale t makes softmax(t * logits + offset) - a / t one-hot."""
+    sign = -1.0 if a[label] > 0 else 1.0
+    grid = sign * torch.logspace(-4, 5, 600, dtype=a.dtype)
+
+    def miss(t: Tensor) -> Tensor:
+        p = torch.softmax(t[:, None] * logits + offset, 1)
+        return p[:, label] - a[label] / t - 1
+
+    values = miss(grid)
+    crossing = (values[:-1] * values[1:] < 0).nonzero().flatten()
+    roots = [_bisect(miss, grid[i], grid[i + 1]) for i in crossing.tolist()]
+    fitting = [
+        t
+        for t in roots
+        if _fits(torch.softmax(t * logits + offset, 0), a / t, label, precision, 0.0)
+    ]
+    return len(fitting) == 1
+
+
+def _bisect(miss: object, low: Tensor, high: Tensor) -> Tensor:
+    assert callable(miss)
+    for _ in range(80):
+        middle = (low + high) / 2
+        same = bool(miss(middle[None])[0] * miss(low[None])[0] > 0)
+        low, high = (middle, high) if same else (low, middle)
+    return (low + high) / 2
+
+
+def counts_below(
+    g: Tensor, *, samples: int, slack: float, smoothing: float, reduction: str
+) -> Tensor:
+    """T5: lambda_c >= -N g_c, (K,) int64 lower bounds; `samples` may be a lower bound of N.
+
+    Under sum reduction the factor N drops out. With label smoothing the label's share is
+    1 - smoothing, and smoothing / K comes off everywhere.
+    """
+    factor = samples if reduction == "mean" else 1
+    spread = samples * smoothing / len(g)
+    below = (-factor * g - spread) / (1 - smoothing)
+    return torch.ceil(below - slack).clamp_min(0).long()
+
+
+def counts_above(lower: Tensor, samples: int) -> Tensor:
+    """T7: lambda_c <= N - sum of the other classes' lower bounds, (K,) int64."""
+    return samples - (lower.sum() - lower)
+
+
+def samples_at_least(weight: Tensor, precision: float) -> int:
+    """The numerical rank of G: no fewer samples can have made it."""
+    values = torch.linalg.svdvals(weight.float())
+    return int((values > max(1e-4, 20 * precision) * values[0]).sum())

@@ -1,0 +1,294 @@
+"""Where all meet: the attacks run, their claims are re-checked, the verdict is drawn."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from auditor import __version__
+from auditor.attacks import Attack, Milestone, Watch
+from auditor.checks import caveats_of, contradiction, scale_caveats
+from auditor.errors import UsageError
+from auditor.evidence import examine, is_verified
+from auditor.exhibits import exhibits_of
+from auditor.findings import findings_of, why_nothing, why_unfinished
+from auditor.gate import judge
+from auditor.options import Options
+from auditor.problem import make_problem
+from auditor.records import (
+    SCHEMA_VERSION,
+    Assumption,
+    AttackReport,
+    Audit,
+    Caveat,
+    Curve,
+    DumpSummary,
+    Evidence,
+    Exhibit,
+    Failed,
+    Finding,
+    GradientDump,
+    Knowledge,
+    LoadedModel,
+    Measure,
+    ModelSummary,
+    Problem,
+    Provenance,
+    Skipped,
+    Truth,
+)
+from auditor.verdict import draw_verdict
+
+Answer = Evidence | Skipped | Failed
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is audited."""
+
+    model: LoadedModel
+    dump: GradientDump
+    knowledge: Knowledge
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The audit, and the tensors behind it for whoever may see them."""
+
+    audit: Audit
+    problem: Problem
+    evidence: tuple[Evidence, ...]
+
+
+def run_audit(
+    case: Case,
+    options: Options,
+    *,
+    fail_on: str | None = None,
+    allow_inconclusive: bool = False,
+    progress: Callable[[Milestone], None] | None = None,
+) -> Result:
+    """Run the selected attacks inside the budget and judge what they show.
+
+    Raises InputError when model and knowledge do not fit, UsageError when the truth does not.
+    """
+    begun, started = time.monotonic(), datetime.now(UTC)
+    _check_truth(case)
+    problem = make_problem(case.model.module, case.dump, case.knowledge, device=options.device)
+    deadline = None if options.budget is None else begun + options.budget
+    watch = Watch(deadline=deadline, progress=progress)
+    problem, answers = _run_attacks(problem, options, watch)
+    evidence = tuple(answer for answer in answers.values() if isinstance(answer, Evidence))
+    findings = {e.attack: findings_of(problem, e, case.truth) for e in evidence}
+    reports = tuple(
+        _report(problem, attack, answers.get(attack.name), findings.get(attack.name, ()), options)
+        for attack in options.attacks
+    )
+    every = tuple(sorted((f for found in findings.values() for f in found),
+                         key=lambda finding: -finding.severity.score))
+    caveats = _caveats(problem, case, every, evidence)
+    verdict = draw_verdict(every, reports, caveats)
+    audit = Audit(
+        schema_version=SCHEMA_VERSION,
+        verdict=verdict,
+        gate=judge(verdict, every, reports, caveats, fail_on=fail_on,
+                   allow_inconclusive=allow_inconclusive),
+        findings=every,
+        attacks=reports,
+        caveats=caveats,
+        assumptions=problem.knowledge.assumptions,
+        model=_model_summary(problem, case),
+        dump=_dump_summary(problem, case),
+        evidence=options.evidence,
+        exhibits=_exhibits(problem, case, options, evidence),
+        provenance=_provenance(problem, options, started, time.monotonic() - begun),
+    )
+    return Result(audit, problem, evidence)
+
+
+def _check_truth(case: Case) -> None:
+    if case.truth is None:
+        return
+    known, shape = case.knowledge, tuple(case.truth.inputs.shape[1:])
+    if shape != known.input_shape or known.batch_size not in {None, len(case.truth.labels)}:
+        raise UsageError(
+            expected=f"a truth of {known.batch_size} samples of shape {known.input_shape}",
+            found=f"{len(case.truth.labels)} samples of shape {shape}",
+            todo="Give the truth that belongs to this dump, or mend --batch-size.",
+        )
+
+
+# --------------------------------------------------------------------------- running
+
+
+def _run_attacks(
+    problem: Problem, options: Options, watch: Watch
+) -> tuple[Problem, dict[str, Answer]]:
+    answers: dict[str, Answer] = {}
+    # The fused attention kernels have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        for attack in options.attacks:
+            if attack.name in options.selected and not _needless(problem, attack, answers, options):
+                answers[attack.name] = _run_one(problem, attack, options, watch)
+                problem = _with_single_sample(problem, answers[attack.name])
+    return problem, answers
+
+
+def _run_one(problem: Problem, attack: Attack, options: Options, watch: Watch) -> Answer:
+    blocked = attack.blocked_by(problem)
+    if blocked is not None:
+        return Skipped(attack.name, blocked)
+    if watch.expired():
+        return Skipped(attack.name, f"the budget of {options.budget:g} seconds was used up before")
+    begun = time.monotonic()
+    try:
+        recovery = attack.run(problem, seed=options.seed, watch=watch)
+    except (torch.OutOfMemoryError, MemoryError):
+        return Failed(attack.name, "out of memory")
+    except RuntimeError as error:
+        # torch has no type of its own for a missing second derivative
+        if "not implemented" not in str(error):
+            raise
+        return Failed(attack.name, "an operation of this model has no second derivative in torch")
+    return examine(problem, recovery, attack=attack.name, seconds=time.monotonic() - begun)
+
+
+def _needless(
+    problem: Problem, attack: Attack, answers: dict[str, Answer], options: Options
+) -> bool:
+    """Whether the verdict could not get worse by this attack (and nobody asked for it)."""
+    if options.named or options.preset.everything or not attack.name.startswith("images."):
+        return False
+    done = [a for a in answers.values() if isinstance(a, Evidence)]
+    verified = any(is_verified(problem, evidence) for evidence in done)
+    complete = any(e.recovery.labels is not None and e.recovery.labels.complete for e in done)
+    return verified or (attack.name == "images.dlg" and complete and "images.idlg" in answers)
+
+
+def _with_single_sample(problem: Problem, answer: Answer) -> Problem:
+    """When the batch size was unknown and the head's gradient fits one sample, it is one."""
+    known = problem.knowledge
+    if known.batch_size is not None or not isinstance(answer, Evidence):
+        return problem
+    claim = answer.recovery.labels
+    if claim is None or not claim.complete:
+        return problem
+    noted = (*known.assumptions, Assumption("batch size", "1", "deduced"))
+    return replace(problem, knowledge=replace(known, batch_size=1, assumptions=noted))
+
+
+# --------------------------------------------------------------------------- reporting
+
+
+def _report(
+    problem: Problem, attack: Attack, answer: Answer | None, findings: tuple[Finding, ...],
+    options: Options,
+) -> AttackReport:
+    base = AttackReport(
+        name=attack.name, title=attack.title, outcome="not selected",
+        reason=_why_not(attack, options), settings=repr(attack), seconds=0.0, evaluations=0,
+        curves=(), layers=(),
+    )
+    if answer is None:
+        return base
+    if isinstance(answer, Skipped):
+        return replace(base, outcome="skipped", reason=answer.reason)
+    if isinstance(answer, Failed):
+        return replace(base, outcome="failed", reason=answer.reason)
+    reason = why_unfinished(problem, answer) if findings else why_nothing(problem, answer)
+    return replace(
+        base, outcome="leak" if findings else "failed", reason=reason, seconds=answer.seconds,
+        evaluations=answer.recovery.evaluations, curves=_curves(answer),
+        layers=tuple(Measure(name, value, "") for name, value in answer.layers.items()),
+    )
+
+
+def _why_not(attack: Attack, options: Options) -> str:
+    if attack.name not in options.selected:
+        return "not named in --attacks"
+    return "the verdict could not get worse by it; name it in --attacks to run it all the same"
+
+
+def _curves(evidence: Evidence) -> tuple[Curve, ...]:
+    """The relative residual on the way: the root of the objective."""
+    return tuple(
+        Curve(row, course.status, course.steps,
+              tuple(max(value, 0.0) ** 0.5 for value in course.objective))
+        for row, course in enumerate(evidence.recovery.courses)
+    )
+
+
+def _caveats(
+    problem: Problem, case: Case, findings: tuple[Finding, ...], evidence: tuple[Evidence, ...]
+) -> tuple[Caveat, ...]:
+    """All caveats. None voids a verdict that rests on a re-derived or measured picture."""
+    raised = caveats_of(problem, case.dump) + scale_caveats(problem)
+    for entry in evidence:
+        if entry.recovery.labels is not None:
+            raised += contradiction(problem, entry.recovery.labels.at_least)
+    if any(finding.certainty in {"verified", "measured"} for finding in findings):
+        raised = tuple(replace(caveat, voids=False) for caveat in raised)
+    return raised
+
+
+def _exhibits(
+    problem: Problem, case: Case, options: Options, evidence: tuple[Evidence, ...]
+) -> tuple[Exhibit, ...]:
+    best = best_evidence(evidence)
+    if options.evidence != "embed" or best is None:
+        return ()
+    return exhibits_of(problem, best, case.truth)
+
+
+def best_evidence(evidence: tuple[Evidence, ...]) -> Evidence | None:
+    """The evidence whose best picture has the smallest residual."""
+    pictures = [e for e in evidence if e.best is not None]
+    return min(pictures, key=lambda e: e.worst_residuals[e.best or 0], default=None)
+
+
+def _model_summary(problem: Problem, case: Case) -> ModelSummary:
+    module = case.model.module
+    return ModelSummary(
+        file=case.model.file, architecture=type(module).__name__,
+        parameters=sum(p.numel() for p in module.parameters()),
+        classes=problem.trace.head.classes, input_shape=problem.knowledge.input_shape,
+        mode=problem.knowledge.mode, notes=case.model.notes,
+    )
+
+
+def _dump_summary(problem: Problem, case: Case) -> DumpSummary:
+    dump = case.dump
+    return DumpSummary(
+        file=dump.file, recognised=dump.recognised, tensors=len(dump.tensors),
+        missing=dump.missing, precision=dump.precision, batch_size=problem.knowledge.batch_size,
+    )
+
+
+def _provenance(
+    problem: Problem, options: Options, started: datetime, seconds: float
+) -> Provenance:
+    first = next(iter(problem.gradient.values()))
+    return Provenance(
+        version=__version__, started=started.isoformat(timespec="seconds"), seconds=seconds,
+        command=options.command, seed=options.seed, preset=options.preset.name,
+        device=str(first.device), dtype=str(first.dtype).removeprefix("torch."),
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
+    for package in ("torch", "torchvision", "numpy", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

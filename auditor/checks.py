@@ -1,0 +1,157 @@
+"""Can the dump be what it is said to be? Tests that need no truth, and the caveats they raise.
+
+Premise A0 of every label statement: the head's gradients are a positively weighted sum over samples
+of (p_i - y_i) e_i' and (p_i - y_i), p a softmax, y summing to one. Then both sum to zero over the
+classes, for any batch. Under independent noise of standard deviation sigma each of those sums has
+variance K sigma^2, which measures sigma without any truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auditor.records import Caveat, GradientDump, Knowledge, Problem
+
+# Relative to the gradient, what summation order and single precision may leave in exact sums.
+_SUMMATION = 2e-5
+# The loss's own softmax is computed in single precision at best: absolute error of p - y.
+_SOFTMAX = 4 * torch.finfo(torch.float32).eps
+_WORST = 1e-2
+
+
+@dataclass(frozen=True)
+class HeadSums:
+    """How far the head's gradients are from summing to zero over the classes."""
+
+    ratio: float  # norm of the sums, relative to the norm of the gradient
+    allowed: float  # what the dump's precision explains
+    weight_noise: float  # standard deviation of one entry that would explain the sums
+    bias_noise: float
+
+    @property
+    def vanish(self) -> bool:
+        return self.ratio <= self.allowed
+
+
+def head_gradients(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
+    """The dump's gradients of the head: weight (K, E), bias (K,), in float64 on the CPU.
+
+    None for what the model does not have or the dump does not hold.
+    """
+    head = problem.trace.head
+    weight = problem.gradient.get(head.weight)
+    bias = problem.gradient.get(head.bias) if head.bias is not None else None
+    return (
+        None if weight is None else weight.detach().cpu().double(),
+        None if bias is None else bias.detach().cpu().double(),
+    )
+
+
+def head_sums(problem: Problem) -> HeadSums | None:
+    """Test premise A0. None when the dump holds no gradient of the head at all."""
+    weight, bias = head_gradients(problem)
+    if weight is None and bias is None:
+        return None
+    classes = problem.trace.head.classes
+    relative = max(2 * problem.precision, _SUMMATION)
+    allowed, ratio, weight_noise, bias_noise = relative, 0.0, 0.0, 0.0
+    if bias is not None:
+        size = float(bias.norm())
+        allowed = min(relative + _SOFTMAX / max(size, 1e-30), max(relative, _WORST))
+        ratio = float(bias.sum().abs()) / max(size, 1e-30)
+        bias_noise = float(bias.sum().abs()) / classes**0.5
+    if weight is not None:
+        sums = weight.sum(0)  # (E,)
+        ratio = max(ratio, float(sums.norm() / weight.norm().clamp_min(1e-30)))
+        weight_noise = float(sums.square().mean().sqrt()) / classes**0.5
+    return HeadSums(ratio, allowed, weight_noise, max(bias_noise, weight_noise))
+
+
+def caveats_of(problem: Problem, dump: GradientDump) -> tuple[Caveat, ...]:
+    """Everything about this dump and this model that weakens or voids the verdict."""
+    known = problem.knowledge
+    raised = [*_head_caveats(problem), *_assumed(known)]
+    if known.mode == "train" and problem.trace.dropout:
+        raised.append(
+            Caveat(
+                "GA303",
+                "The model has dropout and the dump was made in training mode: its random "
+                "mask is not in the dump, so no input can be verified.",
+                voids=False,
+            )
+        )
+    if dump.missing:
+        raised.append(
+            Caveat(
+                "GA304",
+                f"The dump holds no gradient for {len(dump.missing)} of "
+                f"{len(dump.missing) + len(dump.tensors)} parameters.",
+                voids=False,
+            )
+        )
+    if known.batch_size is None:
+        raised.append(
+            Caveat(
+                "GA305",
+                "The batch size is unknown: images cannot be rebuilt. Say it with --batch-size.",
+                voids=False,
+            )
+        )
+    return tuple(raised)
+
+
+def contradiction(problem: Problem, proved: int) -> tuple[Caveat, ...]:
+    """GA308 when more labels are proved than the batch is said to hold."""
+    size = problem.knowledge.batch_size
+    if size is None or proved <= size:
+        return ()
+    return (Caveat(
+        "GA308", f"The head's gradient proves at least {proved} samples, the batch is said to hold "
+        f"{size}: the batch size or the reduction is wrong. The label counts were withdrawn.",
+        voids=True),)
+
+
+def _head_caveats(problem: Problem) -> list[Caveat]:
+    sums = head_sums(problem)
+    if sums is None or sums.vanish:
+        return []
+    return [
+        Caveat(
+            "GA301",
+            f"The head's gradients sum to {sums.ratio:.1e} of their norm over the classes; "
+            f"softmax cross-entropy and the dump's precision allow {sums.allowed:.1e}. The dump was "
+            "noised, pruned or quantised, or its loss is another one: nothing about labels can be "
+            "proved, and a picture that was not recovered means nothing.",
+            voids=True,
+        )
+    ]
+
+
+def _assumed(known: Knowledge) -> list[Caveat]:
+    assumed = [a.what for a in known.assumptions if a.origin == "assumed"]
+    if not assumed:
+        return []
+    return [Caveat("GA302", f"Assumed, because nobody said: {', '.join(assumed)}.", voids=False)]
+
+
+def scale_caveats(problem: Problem) -> tuple[Caveat, ...]:
+    """GA306 when the head's bias gradient is larger than mean reduction can make it."""
+    _, bias = head_gradients(problem)
+    sums = head_sums(problem)
+    if bias is None or sums is None or not sums.vanish or problem.knowledge.reduction != "mean":
+        return ()
+    negative = float(-bias.clamp_max(0).sum())
+    if negative <= 1 + 10 * max(problem.precision, 1e-5):
+        return ()
+    return (
+        Caveat(
+            "GA306",
+            f"The negative part of the head's bias gradient sums to {negative:.3g}; a mean "
+            "over samples cannot exceed 1. The dump was summed, accumulated or scaled. Say "
+            "--reduction sum if it was summed.",
+            voids=True,
+        ),
+    )

@@ -1,0 +1,228 @@
+"""What is known of the client's step: flags first, then the dump's metadata, then deduction.
+
+Whatever is left is assumed, and listed as assumed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from auditor.errors import InputError, UsageError
+from auditor.records import Assumption, GradientDump, Knowledge, Mode, Origin, Reduction
+
+_LARGEST_SIDE = 320
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the caller said. None: nothing."""
+
+    input_shape: tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    batch_size: int | None = None
+    mode: Mode | None = None
+    reduction: Reduction | None = None
+    label_smoothing: float | None = None
+
+
+def flags_from_text(
+    *,
+    input_shape: str | None,
+    mean: str | None,
+    std: str | None,
+    batch_size: int | None,
+    mode: str | None,
+    reduction: str | None,
+    label_smoothing: float | None,
+) -> Flags:
+    """Flags as they stand on a command line. Raises UsageError."""
+    if mode not in {None, "eval", "train"}:
+        raise _usage("eval or train", repr(mode), "--mode")
+    if reduction not in {None, "mean", "sum"}:
+        raise _usage("mean or sum", repr(reduction), "--reduction")
+    flags = Flags(
+        input_shape=None if input_shape is None else _shape_from(input_shape),
+        mean=None if mean is None else _numbers_from(mean, "--mean"),
+        std=None if std is None else _numbers_from(std, "--std"),
+        batch_size=batch_size,
+        mode=mode,  # type: ignore[arg-type]
+        reduction=reduction,  # type: ignore[arg-type]
+        label_smoothing=label_smoothing,
+    )
+    _check_flags(flags)
+    return flags
+
+
+def _shape_from(text: str) -> tuple[int, ...]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise _usage("three sizes such as 3x32x32", repr(text), "--input-shape")
+    return tuple(int(part) for part in parts)
+
+
+def _numbers_from(text: str, flag: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise _usage("numbers such as 0.485,0.456,0.406", repr(text), flag) from error
+
+
+@dataclass
+class _Merge:
+    """Takes one fact after the other and remembers where each came from."""
+
+    assumptions: list[Assumption] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+    def take(self, what: str, flag: Any, metadata: Any, default: Any) -> tuple[Any, Origin]:
+        if flag is not None and metadata is not None and flag != metadata:
+            self.overrides.append(f"{what} {_text(flag)} instead of {_text(metadata)}")
+        origin: Origin = "flag" if flag is not None else "metadata"
+        value = flag if flag is not None else metadata
+        if value is None:
+            value, origin = default, "assumed"
+        if value is not None:
+            self.note(what, value, origin)
+        return value, origin
+
+    def note(self, what: str, value: Any, origin: Origin) -> None:
+        self.assumptions.append(Assumption(what, _text(value), origin))
+
+
+def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
+    """Merge all that is known. Raises UsageError or InputError where it makes no sense."""
+    _check_flags(flags)
+    meta = dump.metadata
+    if meta.loss not in {None, "cross_entropy"}:
+        raise InputError(
+            expected="a dump of softmax cross-entropy (loss 'cross_entropy')",
+            found=f"the loss {meta.loss!r} in its metadata",
+            todo="gradaudit cannot audit this loss yet.",
+        )
+    merge = _Merge()
+    shape = _input_shape(merge, flags, meta.input_shape, module)
+    mean, std = _normalisation(merge, flags, dump, shape[0])
+    batch_size, _ = merge.take("batch size", flags.batch_size, meta.batch_size, None)
+    mode, _ = merge.take("mode", flags.mode, meta.mode, "eval")
+    reduction, reduction_origin = merge.take("reduction", flags.reduction, meta.reduction, "mean")
+    smoothing, _ = merge.take(
+        "label smoothing", flags.label_smoothing, meta.label_smoothing, 0.0
+    )
+    if meta.loss is None:
+        merge.note("loss", "cross_entropy", "assumed")
+    return Knowledge(
+        input_shape=shape, mean=mean, std=std, batch_size=batch_size, mode=mode,
+        reduction=reduction, reduction_declared=reduction_origin != "assumed",
+        label_smoothing=smoothing, assumptions=tuple(merge.assumptions),
+        overrides=tuple(merge.overrides),
+    )
+
+
+def _check_flags(flags: Flags) -> None:
+    if flags.batch_size is not None and flags.batch_size < 1:
+        raise _usage("a batch size of at least 1", flags.batch_size, "--batch-size")
+    if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
+        raise _usage("a label smoothing from 0 to below 1", flags.label_smoothing,
+                     "--label-smoothing")
+    if flags.std is not None and not all(math.isfinite(s) and s > 0 for s in flags.std):
+        raise _usage("positive standard deviations", _text(flags.std), "--std")
+    if flags.mean is not None and not all(math.isfinite(m) for m in flags.mean):
+        raise _usage("finite means", _text(flags.mean), "--mean")
+    if flags.input_shape is not None and (
+        len(flags.input_shape) != 3 or min(flags.input_shape) < 1
+    ):
+        raise _usage("three positive sizes such as 3x32x32", _text(flags.input_shape),
+                     "--input-shape")
+
+
+def _usage(expected: str, found: object, flag: str) -> UsageError:
+    return UsageError(expected=expected, found=str(found), todo=f"Mend {flag}.")
+
+
+def _input_shape(
+    merge: _Merge, flags: Flags, metadata: tuple[int, ...] | None, module: nn.Module
+) -> tuple[int, ...]:
+    shape, _ = merge.take("input shape", flags.input_shape, metadata, None)
+    if shape is None:
+        shape = deduce_input_shape(module)
+        merge.note("input shape", shape, "deduced")
+    return tuple(shape)
+
+
+def _normalisation(
+    merge: _Merge, flags: Flags, dump: GradientDump, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, _ = merge.take("mean", _spread(flags.mean, channels), dump.metadata.mean, None)
+    std, _ = merge.take("std", _spread(flags.std, channels), dump.metadata.std, None)
+    if mean is None and std is None:
+        merge.note("normalisation", "none: pixels 0..1 go in as they are", "assumed")
+    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+    for flag, values in (("--mean", mean), ("--std", std)):
+        if len(values) != channels:
+            raise UsageError(
+                expected=f"one number or {channels}, one for each channel of the input shape",
+                found=f"{len(values)} for {flag[2:]}",
+                todo=f"Mend {flag} or --input-shape.",
+            )
+    return mean, std
+
+
+def _spread(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    return values * channels if values is not None and len(values) == 1 else values
+
+
+def deduce_input_shape(module: nn.Module) -> tuple[int, ...]:
+    """The only (C, S, S) that the model takes. Raises UsageError when none or several do."""
+    channels = _channels(module)
+    fitting: list[tuple[int, ...]] = []
+    shadow = copy.deepcopy(module).to("meta").eval()  # shapes only: no memory, no arithmetic
+    for side in range(1, _LARGEST_SIDE + 1):
+        for count in channels:
+            if _takes(shadow, (count, side, side)):
+                fitting.append((count, side, side))
+        if len(fitting) > 1:
+            raise UsageError(
+                expected="an input shape: it is neither in the dump nor on the command line, and "
+                "the layers leave it open",
+                found=f"that both {_text(fitting[0])} and {_text(fitting[1])} fit",
+                todo="Say it, for example --input-shape 3x32x32.",
+            )
+    if not fitting:
+        raise UsageError(
+            expected="an input shape: it is neither in the dump nor on the command line",
+            found=f"no square picture of up to {_LARGEST_SIDE} pixels a side that the model takes",
+            todo="Say it, for example --input-shape 3x32x32.",
+        )
+    return fitting[0]
+
+
+def _channels(module: nn.Module) -> tuple[int, ...]:
+    for inner in module.modules():
+        if isinstance(inner, nn.Conv2d):
+            return (inner.in_channels,)
+        if isinstance(inner, nn.Linear):
+            break
+    return (1, 3)
+
+
+def _takes(shadow: nn.Module, shape: tuple[int, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            output = shadow(torch.empty(2, *shape, device="meta"))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        return False
+    return isinstance(output, torch.Tensor) and output.ndim == 2
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        separator = "x" if all(isinstance(v, int) for v in value) else ", "
+        return separator.join(str(v) for v in value)
+    return str(value)

@@ -1,0 +1,237 @@
+"""From evidence to findings. Tensors stop here, and so does everything that was recovered.
+
+Redaction happens once, here: a finding says how much was recovered and how certainly, never what.
+This is the only room besides metrics.py that may take a `Truth`, and it looks at it after every
+attack has ended: no choice among claims depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from auditor.evidence import CONSISTENT, best_pixels, is_equal, is_verified
+from auditor.metrics import label_accuracy, match_batch, mse, psnr, ssim
+from auditor.problem import tolerance_of
+from auditor.records import (
+    Certainty,
+    Evidence,
+    Finding,
+    LabelClaim,
+    Measure,
+    Problem,
+    Severity,
+    Truth,
+)
+from auditor.rules import rule
+from auditor.severity import input_severity, label_severity
+
+_RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
+_ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
+# What a claim is taken to be worth when nothing but its residual speaks for it.
+_UNCONFIRMED = {"equal": 30.0, "close": 20.0}
+
+
+def findings_of(
+    problem: Problem, evidence: Evidence, truth: Truth | None
+) -> tuple[Finding, ...]:
+    """What this evidence shows, worst first. Empty when it shows nothing."""
+    found: list[Finding] = []
+    if evidence.recovery.labels is not None:
+        found += _label_findings(problem, evidence, evidence.recovery.labels, truth)
+    if evidence.best is not None:
+        found += _input_findings(problem, evidence, truth)
+    return tuple(sorted(found, key=lambda finding: -finding.severity.score))
+
+
+def why_nothing(problem: Problem, evidence: Evidence) -> str:
+    """Why an attack that ended shows nothing, in one sentence."""
+    if evidence.best is None:
+        claim = evidence.recovery.labels
+        if claim is not None and not claim.statements:
+            return "no statement about labels could be proved on this dump"
+        return "the head's gradient is too small for its precision: no sign can be trusted"
+    return _unfinished(problem, evidence) + "; a failed search proves nothing"
+
+
+def why_unfinished(problem: Problem, evidence: Evidence) -> str:
+    """Why a leak that was shown may be larger than shown; empty when it cannot be."""
+    if evidence.best is None or is_verified(problem, evidence):
+        return ""
+    return _unfinished(problem, evidence)
+
+
+def _unfinished(problem: Problem, evidence: Evidence) -> str:
+    assert evidence.best is not None
+    residual = evidence.worst_residuals[evidence.best]
+    if is_equal(problem, evidence):
+        return "no independent restart confirms the best one"
+    ended = "the budget ended" if evidence.recovery.expired else "the search ended"
+    return (
+        f"{ended} at a relative residual of {residual:.1e} in the worst tensor, "
+        f"{tolerance_of(problem):.1e} is needed"
+    )
+
+
+# --------------------------------------------------------------------------- labels
+
+
+def _label_findings(
+    problem: Problem, evidence: Evidence, claim: LabelClaim, truth: Truth | None
+) -> list[Finding]:
+    size, proved = problem.knowledge.batch_size, int(claim.lower.sum())
+    measures = [Measure("labels proved", float(proved), f"of {size}" if size else "")]
+    if truth is not None and claim.estimate is not None:
+        accuracy = label_accuracy(claim.estimate, truth.labels)
+        measures.append(Measure("label accuracy (measured)", accuracy, ""))
+    if claim.complete:
+        severity = label_severity(proved_share=1.0, complete=True, estimated=True)
+        what = "The label of the only sample is" if proved == 1 else f"All {proved} labels are"
+        text = f"{what} proved by {', '.join(claim.statements)}."
+        return [_finding("GA101", severity, "proved", text, evidence, measures, claim.premises)]
+    found = []
+    if proved:
+        share = proved / size if size else None
+        severity = label_severity(proved_share=share, complete=False, estimated=False)
+        text = (
+            f"At least {proved} {f'of {size} ' if size else ''}labels, of "
+            f"{int((claim.lower > 0).sum())} classes, are proved by {', '.join(claim.statements)}."
+        )
+        found.append(_finding("GA102", severity, "proved", text, evidence, measures,
+                              claim.premises))
+    if claim.estimate is not None and claim.statements:
+        severity = label_severity(proved_share=0.0, complete=False, estimated=True)
+        text = (f"A best multiset of {size} labels was derived; what goes beyond the proved part "
+                "is an estimate, and its error rate on this model is not known.")
+        found.append(_finding("GA103", severity, "estimated", text, evidence, measures, ()))
+    return found
+
+
+# --------------------------------------------------------------------------- inputs
+
+
+def _input_findings(
+    problem: Problem, evidence: Evidence, truth: Truth | None
+) -> list[Finding]:
+    measured = None if truth is None else _measured(best_pixels(problem, evidence), truth)
+    found = []
+    if measured is not None and measured.leaks:
+        found.append(_measured_finding(evidence, measured))
+    claimed = _claimed_finding(problem, evidence, measured)
+    return found + ([claimed] if claimed is not None else [])
+
+
+class _Measured:
+    """The best claim beside the truth, sample by sample."""
+
+    def __init__(self, pixels: Tensor, truth: Truth) -> None:
+        true = truth.inputs[match_batch(pixels, truth.inputs)].double()
+        self.mse, self.psnr, self.ssim = mse(pixels, true), psnr(pixels, true), ssim(pixels, true)
+        flat = true.mean((2, 3), keepdim=True).expand_as(true)
+        real = self.psnr > psnr(flat, true) + _ABOVE_FLAT  # (N,)
+        self.psnr = self.psnr.clamp_max(200.0)  # identical pictures: infinity is no JSON number
+        self.counted = torch.where(real, self.psnr, 0.0)
+
+    @property
+    def leaks(self) -> bool:
+        return self.severity("measured").score > 0
+
+    def severity(self, certainty: Certainty) -> Severity:
+        return _severity_of(self.counted, certainty)
+
+    def measures(self) -> list[Measure]:
+        return [
+            Measure("PSNR, median (measured)", float(self.psnr.median()), "dB"),
+            Measure("PSNR, worst-protected sample (measured)", float(self.psnr.max()), "dB"),
+            Measure("SSIM, median (measured)", float(self.ssim.median()), ""),
+            Measure("MSE, median (measured)", float(self.mse.median()), ""),
+        ]
+
+
+def _measured(pixels: Tensor, truth: Truth) -> _Measured:
+    return _Measured(pixels.double(), truth)
+
+
+def _severity_of(decibels: Tensor, certainty: Certainty) -> Severity:
+    """The worst-protected sample decides; the share of recognisable samples adds to it."""
+    share = max(float((decibels >= _RECOGNISABLE).double().mean()), 1 / len(decibels))
+    return input_severity(certainty=certainty, psnr=float(decibels.max()), share=share)
+
+
+def _measured_finding(evidence: Evidence, measured: _Measured) -> Finding:
+    count, size = int((measured.counted >= _RECOGNISABLE).sum()), len(measured.counted)
+    text = f"{count} of {size} rebuilt pictures are within {_RECOGNISABLE:.0f} dB of the truth."
+    return _finding("GA203", measured.severity("measured"), "measured", text, evidence,
+                    measured.measures(), ("the truth file is what the client had",))
+
+
+def _claimed_finding(
+    problem: Problem, evidence: Evidence, measured: _Measured | None
+) -> Finding | None:
+    """What the dump itself shows, without truth; with truth, no more than what was measured."""
+    assert evidence.best is not None
+    residual = evidence.worst_residuals[evidence.best]
+    if residual > max(CONSISTENT, tolerance_of(problem)):
+        return None
+    verified = is_verified(problem, evidence)
+    certainty: Certainty = "verified" if verified else "consistent"
+    severity = _severity_of(_worth(problem, evidence), certainty)
+    if measured is not None and measured.severity(certainty).score < severity.score:
+        severity = measured.severity(certainty)
+    size = problem.knowledge.batch_size or 1
+    text = _claim_text(evidence, verified, size)
+    if severity.score == 0:
+        return None
+    premises = ("model, loss and batch size are as listed under assumptions",)
+    return _finding("GA201" if verified else "GA202", severity, certainty, text, evidence,
+                    _claim_measures(evidence), premises)
+
+
+def _worth(problem: Problem, evidence: Evidence) -> Tensor:
+    """Per sample (N,), the dB that the evidence supports without truth.
+
+    Independent restarts miss the truth independently, so their distance to one another is about
+    3 dB worse than their distance to it: agreement is a cautious stand-in.
+    """
+    if evidence.agreement:
+        return torch.tensor(evidence.agreement, dtype=torch.float64)
+    worth = _UNCONFIRMED["equal" if is_equal(problem, evidence) else "close"]
+    return torch.full((problem.knowledge.batch_size or 1,), worth, dtype=torch.float64)
+
+
+def _claim_text(evidence: Evidence, verified: bool, size: int) -> str:
+    restarts = len(evidence.worst_residuals)
+    what = "The picture" if size == 1 else f"All {size} pictures"
+    verb = "was" if size == 1 else "were"
+    if verified:
+        return (f"{what} {verb} rebuilt: {evidence.agreeing} of {restarts} independent restarts "
+                "reached the same answer, and its gradient equals the dump.")
+    if evidence.agreement:
+        return (f"{what} {verb} rebuilt so that the gradient is close to the dump, but restarts "
+                "do not all agree closely enough to rule out another answer.")
+    return (f"{what} {verb} rebuilt so that the gradient is close to the dump; no independent "
+            "restart confirms that this is the only answer.")
+
+
+def _claim_measures(evidence: Evidence) -> Sequence[Measure]:
+    assert evidence.best is not None
+    measures = [
+        Measure("relative residual", evidence.residuals[evidence.best], ""),
+        Measure("relative residual, worst tensor", evidence.worst_residuals[evidence.best], ""),
+        Measure("restarts that agree", float(evidence.agreeing),
+                f"of {len(evidence.worst_residuals)}"),
+    ]
+    if evidence.agreement:
+        measures.append(Measure("agreement, worst sample", min(evidence.agreement), "dB"))
+    return measures
+
+
+def _finding(
+    code: str, severity: Severity, certainty: Certainty, summary: str, evidence: Evidence,
+    measures: Sequence[Measure], premises: Sequence[str],
+) -> Finding:
+    entry = rule(code)
+    return Finding(code, entry.title, severity, certainty, summary, evidence.attack,
+                   tuple(measures), tuple(premises), entry.remedy)

@@ -1,0 +1,100 @@
+"""What lands on disk: one directory an audit, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from auditor.audit import Result, best_evidence
+from auditor.evidence import best_pixels
+from auditor.exhibits import certainty_of, png_of
+from auditor.records import Evidence
+from auditor.report.audit_json import to_json
+from auditor.report.directory import check_target
+from auditor.report.html import to_html
+
+def write_audit(result: Result, out: Path, *, overwrite: bool = False) -> None:
+    """Write audit.json, report.html and, with separate evidence, evidence/ into `out`.
+
+    Everything is made in a directory beside `out` and moved there at the end, so that two audits
+    are never mixed. Raises UsageError as `check_target` does.
+    """
+    check_target(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for name, text in (
+            ("audit.json", to_json(result.audit)), ("report.html", to_html(result.audit))
+        ):
+            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
+        if result.audit.evidence == "separate":
+            _write_evidence(result, fresh / "evidence")
+        if result.audit.evidence == "embed":
+            (fresh / "audit.json").chmod(0o600)
+            (fresh / "report.html").chmod(0o600)
+            fresh.chmod(0o700)
+        else:
+            fresh.chmod(0o755)
+        _swap(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _swap(fresh: Path, out: Path) -> None:
+    if not out.exists():
+        fresh.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    out.rename(old / out.name)
+    fresh.rename(out)
+    shutil.rmtree(old)
+
+
+def _write_evidence(result: Result, folder: Path) -> None:
+    """Recovered labels and pictures, readable by their owner only. Nothing, if nothing leaked."""
+    labels = _labels(result)
+    pictures = _leaked_pictures(result)
+    if labels is None and pictures is None:
+        return
+    folder.mkdir(mode=0o700)
+    tensors: dict[str, Tensor] = {}
+    told = {"units": "pixels 0..1"}
+    if labels is not None:
+        tensors["labels"] = labels
+    if pictures is not None:
+        tensors["inputs"] = best_pixels(result.problem, pictures)
+        told["certainty"] = certainty_of(result.problem, pictures)
+        for index, picture in enumerate(tensors["inputs"]):
+            _private(folder / f"sample-{index:03d}.png", png_of(picture))
+    _private(folder / "evidence.safetensors", save(tensors, metadata=told))
+
+
+def _private(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(content)
+
+
+def _leaked_pictures(result: Result) -> Evidence | None:
+    leaked = {report.name for report in result.audit.attacks if report.outcome == "leak"}
+    return best_evidence(tuple(e for e in result.evidence if e.attack in leaked))
+
+
+def _labels(result: Result) -> Tensor | None:
+    """(N,) int64: those of the leaked pictures, else the best guess, else the proved ones."""
+    pictures = _leaked_pictures(result)
+    if pictures is not None and pictures.recovery.input_labels is not None:
+        return pictures.recovery.input_labels[pictures.best or 0].cpu().clone()
+    for entry in result.evidence:
+        claim = entry.recovery.labels
+        if claim is not None and claim.statements:
+            if claim.estimate is not None:
+                return claim.estimate
+            return torch.repeat_interleave(torch.arange(len(claim.lower)), claim.lower)
+    return None

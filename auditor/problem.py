@@ -1,0 +1,140 @@
+"""What the attacker knows, and the one definition of "the gradient".
+
+Everything that compares a candidate with the dump goes through `gradient_of`; the attacks' cheaper
+distances are tested against it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from auditor.records import GradientDump, Knowledge, Problem, Trace
+from auditor.trace import trace
+
+# Matching is ill-conditioned: small networks are cheap enough to be matched in double precision.
+_DOUBLE_BELOW = 250_000
+
+
+def make_problem(
+    module: nn.Module, dump: GradientDump, knowledge: Knowledge, *, device: torch.device
+) -> Problem:
+    """Copy the model in the audited mode, and the dump beside it.
+
+    Raises InputError when the model cannot take the input shape or has no linear head.
+    """
+    found = trace(module, knowledge.input_shape)
+    dtype = _working_dtype(module, found, device)
+    ours = _audited_copy(module, knowledge.mode).to(device=device, dtype=dtype)
+    order = [name for name, _ in module.named_parameters() if name in dump.tensors]
+    gradient = {name: dump.tensors[name].to(device=device, dtype=dtype) for name in order}
+    return Problem(ours, gradient, dump.precision, knowledge, found)
+
+
+def with_batch_size(problem: Problem, batch_size: int, knowledge: Knowledge) -> Problem:
+    """The same problem, with a batch size that the dump itself has given away."""
+    return replace(problem, knowledge=replace(knowledge, batch_size=batch_size))
+
+
+def _working_dtype(module: nn.Module, found: Trace, device: torch.device) -> torch.dtype:
+    if isinstance(module, torch.jit.ScriptModule) or device.type == "mps":
+        return torch.float32
+    body = sum(p.numel() for n, p in module.named_parameters() if n != found.head.weight)
+    return torch.float64 if body < _DOUBLE_BELOW else torch.float32
+
+
+def _audited_copy(module: nn.Module, mode: str) -> nn.Module:
+    """A copy in evaluation mode, but with batch statistics if the client trained with them."""
+    ours = copy.deepcopy(module)
+    for inner in ours.modules():
+        batch_norm = isinstance(inner, nn.modules.batchnorm._BatchNorm)
+        inner.training = mode == "train" and batch_norm
+        if inner.training:
+            # With running statistics off, a forward pass writes nothing: passes stay independent.
+            inner.track_running_stats = False
+    return ours
+
+
+def loss_of(problem: Problem, logits: Tensor, targets: Tensor) -> Tensor:
+    """Softmax cross-entropy as the client computed it.
+
+    `logits` (N, K); `targets` (N,) class indices or (N, K) probabilities.
+    """
+    known = problem.knowledge
+    return F.cross_entropy(
+        logits, targets, reduction=known.reduction, label_smoothing=known.label_smoothing
+    )
+
+
+def gradient_of(
+    problem: Problem, inputs: Tensor, targets: Tensor, *, create_graph: bool = False
+) -> dict[str, Tensor]:
+    """The gradient that a client with these data would have sent, by parameter name.
+
+    `inputs` (N, C, H, W) in model units, `targets` as in `loss_of`. Only the parameters that the
+    dump has are in the answer.
+    """
+    named = dict(problem.module.named_parameters())
+    wanted = [named[name] for name in problem.gradient]
+    loss = loss_of(problem, problem.module(inputs), targets)
+    found = torch.autograd.grad(loss, wanted, create_graph=create_graph, allow_unused=True)
+    return {
+        name: torch.zeros_like(parameter) if part is None else part
+        for name, parameter, part in zip(problem.gradient, wanted, found, strict=True)
+    }
+
+
+def scale_of(problem: Problem) -> dict[str, Tensor]:
+    """The norm of each tensor of the dump, () each, with a floor for those that are all rounding."""
+    norms = {name: tensor.norm() for name, tensor in problem.gradient.items()}
+    total = torch.stack(list(norms.values())).norm()
+    return {name: norm.clamp_min(problem.precision * total) for name, norm in norms.items()}
+
+
+def residuals_of(problem: Problem, gradient: Mapping[str, Tensor]) -> dict[str, float]:
+    """The distance to the dump of each tensor, relative to `scale_of`."""
+    scales = scale_of(problem)
+    return {
+        name: float((gradient[name] - sent).norm() / scales[name])
+        for name, sent in problem.gradient.items()
+    }
+
+
+def relative_residual(problem: Problem, gradient: Mapping[str, Tensor]) -> float:
+    """The distance to the dump over all tensors at once, relative to the dump's norm."""
+    sent = problem.gradient
+    apart = torch.stack([(gradient[name] - sent[name]).norm() for name in sent]).norm()
+    return float(apart / torch.stack([tensor.norm() for tensor in sent.values()]).norm())
+
+
+def to_model_units(problem: Problem, pixels: Tensor) -> Tensor:
+    """(..., C, H, W) pixels 0..1 to what the model takes."""
+    mean, std = _affine(problem, pixels)
+    return (pixels - mean) / std
+
+
+def to_pixels(problem: Problem, inputs: Tensor) -> Tensor:
+    """(..., C, H, W) in model units to pixels, clipped to 0..1."""
+    mean, std = _affine(problem, inputs)
+    return (inputs * std + mean).clamp(0, 1)
+
+
+def _affine(problem: Problem, like: Tensor) -> tuple[Tensor, Tensor]:
+    known = problem.knowledge
+    mean = torch.tensor(known.mean, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+    std = torch.tensor(known.std, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+    return mean, std
+
+
+def tolerance_of(problem: Problem) -> float:
+    """The relative residual, per tensor, at which a candidate counts as the dump's equal.
+
+    Half of the digits that the dump carries: first-order matching does not reach the other half,
+    and the agreement of independent restarts is the stronger test. Never looser than 1 %.
+    """
+    return min(max(problem.precision**0.5, 3.5e-4), 1e-2)

@@ -1,0 +1,32 @@
+"""The command line as a report may show it: no directories, no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePath
+
+# What follows these is truth about the client's data.
+_TRUTH = frozenset({"--label", "--index"})
+REMOVED = "[removed]"
+
+
+def public_command(arguments: Iterable[str]) -> tuple[str, ...]:
+    """argv without the program, paths reduced to base names and truth removed."""
+    shown: list[str] = []
+    hide = False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if hide:
+            shown.append(REMOVED)
+        elif option in _TRUTH and equals:
+            shown.append(f"{option}={REMOVED}")
+        elif option.startswith("--") and equals:
+            shown.append(f"{option}={_base(value)}")
+        else:
+            shown.append(_base(argument))
+        hide = not hide and option in _TRUTH and not equals
+    return ("gradaudit", *shown)
+
+
+def _base(text: str) -> str:
+    return PurePath(text.replace("\\", "/")).name or text

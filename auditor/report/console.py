@@ -1,0 +1,94 @@
+"""The short summary for people, on stderr.
+
+Foreign text enters as `Text`, never as rich markup, and after `printable`: a file named
+`[red]` or one with a terminal escape in its name is shown and does nothing.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from auditor.records import Audit, Band, Caveat
+from auditor.report.words import gate_words, printable, score_words, verdict_word
+
+# Colour is never alone: the word stands beside it.
+_STYLE: dict[Band, str] = {
+    "none": "bold",
+    "low": "bold blue",
+    "medium": "bold yellow",
+    "high": "bold red",
+    "critical": "bold white on red",
+}
+_UNSURE = "bold magenta"
+
+
+def print_audit(audit: Audit, console: Console) -> None:
+    """Prints verdict, findings, what could not be looked at, caveats, assumptions and gate.
+
+    Holds no recovered value: the records have none outside the exhibits, and those stay out.
+    """
+    console.print(_headline(audit), highlight=False)
+    console.print(_clean(audit.verdict.sentence), highlight=False)
+    if audit.findings:
+        console.print(_findings(audit), highlight=False)
+    _print_list(console, "Could not be looked at", _unseen(audit))
+    _print_list(console, "Caveats", [_caveat(caveat) for caveat in audit.caveats])
+    _print_list(console, "Assumed, nobody said so", _assumed(audit))
+    console.print(Text.assemble(("Gate: ", "bold"), _clean(gate_words(audit))), highlight=False)
+    if audit.verdict.status != "leak":
+        console.print("An attack that failed proves nothing.", highlight=False)
+
+
+def _clean(text: str) -> Text:
+    return Text(printable(text))
+
+
+def _headline(audit: Audit) -> Text:
+    verdict = audit.verdict
+    style = _UNSURE if verdict.status == "inconclusive" else _STYLE[verdict.severity.band]
+    names = f"{audit.model.file.name} + {audit.dump.file.name}"
+    word = Text(f" {verdict_word(audit).upper()} ", style)
+    return Text.assemble(word, f" {score_words(audit)}  ", _clean(names))
+
+
+def _findings(audit: Audit) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("code", "what", "certainty"):
+        table.add_column(title, justify="left", overflow="fold", no_wrap=title != "what")
+    table.add_column("score", justify="left", no_wrap=True)
+    for finding in audit.findings:
+        severity = finding.severity
+        score = Text(f"{severity.score:.1f} {severity.band}", _STYLE[severity.band])
+        row = (finding.code, finding.title, finding.certainty)
+        table.add_row(*(_clean(text) for text in row), score)
+    return table
+
+
+def _unseen(audit: Audit) -> list[Text]:
+    """Reasons of the verdict first, then attacks that were kept from running or failed."""
+    lines = [_clean(reason) for reason in audit.verdict.reasons]
+    for attack in audit.attacks:
+        if attack.outcome in ("skipped", "failed"):
+            lines.append(_clean(f"{attack.name} {attack.outcome}: {attack.reason}"))
+    return lines
+
+
+def _caveat(caveat: Caveat) -> Text:
+    line = Text.assemble(_clean(caveat.code), " ", _clean(caveat.message))
+    return Text.assemble(line, (" (voids the verdict)", _UNSURE)) if caveat.voids else line
+
+
+def _assumed(audit: Audit) -> list[Text]:
+    facts = [fact for fact in audit.assumptions if fact.origin == "assumed"]
+    return [_clean(f"{fact.what}: {fact.value}") for fact in facts]
+
+
+def _print_list(console: Console, title: str, lines: list[Text]) -> None:
+    if not lines:
+        return
+    console.print(Text(title, "bold"), highlight=False)
+    for line in lines:
+        console.print(Padding(line, (0, 0, 0, 2), expand=False), highlight=False)

@@ -1,0 +1,150 @@
+"""The catalogue of what an audit can say: one `Rule` a code, findings first, then caveats.
+
+Reference ids: NIST AI 100-2 E2025 (NISTAML.032 data reconstruction), MITRE ATLAS
+(AML.T0024.001, the closest technique, written for inference interfaces), OWASP ML Top 10
+(ML03:2023 model inversion).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_RECONSTRUCTION = ("NISTAML.032", "AML.T0024.001 (closest)", "ML03:2023")
+
+_AGGREGATE = (
+    "Send only sums over many clients (secure aggregation), or clip and add calibrated noise "
+    "(DP-SGD) before the gradient leaves the client; then run the audit again."
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One code: what it means, why it matters, what to do."""
+
+    code: str
+    title: str
+    meaning: str
+    matters: str
+    remedy: str
+    references: tuple[str, ...] = ()
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "GA101",
+        "Every label of the batch is in the gradient",
+        "The labels the client trained on follow from the gradient of the classifier layer.",
+        "Labels are personal data where a class says something about a person, and they are "
+        "the starting point of every reconstruction.",
+        "Do not send the gradient of the last layer's bias and weight in the clear. " + _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA102",
+        "Some labels of the batch are in the gradient",
+        "For some classes it is proved that the client's batch holds them, and how many at least.",
+        "Knowing that a class occurs is already a disclosure about the client.",
+        "Larger batches hide counts, not presence. " + _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA103",
+        "The labels can be guessed from the gradient",
+        "A best multiset of labels was derived; it is an estimate, not a proof.",
+        "An attacker would start from the same guess.",
+        _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA201",
+        "The training input was rebuilt from the gradient",
+        "The gradient of the rebuilt input equals the dump to rounding, and independent "
+        "restarts arrived at the same input.",
+        "Whoever sees this gradient sees the client's data.",
+        _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA202",
+        "An input that explains the gradient was found",
+        "The gradient of the rebuilt input is close to the dump, but no independent restart "
+        "confirms that it is the only such input.",
+        "It is likely, not certain, that the client's data can be read off.",
+        "Run again with --preset deep for more restarts. " + _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA203",
+        "The rebuilt input resembles the true one",
+        "Measured against the truth that the user supplied.",
+        "This is the leak itself, seen from the client's side.",
+        _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA301",
+        "The head's gradients do not sum to zero over the classes",
+        "For softmax cross-entropy these sums vanish for any batch. They do not here, beyond "
+        "the precision of the dump.",
+        "The dump was noised, pruned or quantised, its loss is another one, or it belongs to "
+        "another model: nothing can be proved, and failing to rebuild the data means nothing.",
+        "Check that model and dump belong together and that the loss is cross-entropy.",
+    ),
+    Rule(
+        "GA302",
+        "Something had to be assumed",
+        "A fact about the client's step was neither given nor in the dump.",
+        "If the assumption is wrong, attacks fail for the wrong reason.",
+        "Say it with the flag named in the message, or write the dump with auditor.capture.",
+    ),
+    Rule(
+        "GA303",
+        "Dropout was active",
+        "In training mode dropout draws a random mask that the dump does not hold.",
+        "The gradient cannot be re-derived, so no input can be verified.",
+        "Audit a dump made with dropout off, or treat the result as a lower bound.",
+    ),
+    Rule(
+        "GA304",
+        "The dump holds no gradient for some parameters",
+        "Frozen or withheld parameters have no entry.",
+        "Attacks use what is there; a withheld layer may hide a leak that its owner still sends.",
+        "Make sure that these parameters really are not sent.",
+    ),
+    Rule(
+        "GA305",
+        "The batch size is unknown",
+        "Neither the dump nor the command line says how many samples made the gradient.",
+        "Without it, images cannot be rebuilt and label counts have no upper bound.",
+        "Say it with --batch-size, or write the dump with auditor.capture.",
+    ),
+    Rule(
+        "GA306",
+        "The gradient is larger than this batch can make it",
+        "Under mean reduction the negative part of the head's bias gradient sums to 1 at most.",
+        "The dump was summed, accumulated or scaled: counts derived from it would be wrong.",
+        "Say --reduction sum, or unscale the gradient before it is dumped.",
+    ),
+    Rule(
+        "GA307",
+        "A flag overrides what the dump says of itself",
+        "The dump's own metadata and the command line differ; the command line was used.",
+        "One of the two is wrong, and attacks built on the wrong one fail.",
+        "Drop the flag if the dump is right.",
+    ),
+    Rule(
+        "GA308",
+        "The proved label statements contradict one another",
+        "The lower bounds add up to more samples than the batch holds.",
+        "The batch size or the reduction is not what was said; the counts were withdrawn.",
+        "Check --batch-size and --reduction.",
+    ),
+)
+
+
+def rule(code: str) -> Rule:
+    """The rule with this code. Raises KeyError when there is none."""
+    for entry in RULES:
+        if entry.code == code:
+            return entry
+    raise KeyError(code)

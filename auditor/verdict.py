@@ -1,0 +1,44 @@
+"""The first line of the report, drawn from findings, attacks and caveats. Plain data only."""
+
+from __future__ import annotations
+
+from auditor.records import AttackReport, Caveat, Finding, Severity, Verdict
+from auditor.severity import band_of
+
+_CERTAINTY = {
+    "proved": "proved",
+    "verified": "verified by re-deriving the gradient and by independent restarts",
+    "consistent": "consistent with the gradient, not confirmed",
+    "measured": "measured against the truth you gave",
+    "estimated": "an estimate",
+}
+
+
+def draw_verdict(
+    findings: tuple[Finding, ...], attacks: tuple[AttackReport, ...], caveats: tuple[Caveat, ...]
+) -> Verdict:
+    """Leak, no leak shown, or inconclusive. `findings` come worst first.
+
+    A caveat that voids, or nothing found while something could not look, is inconclusive: an
+    attack that failed proves nothing.
+    """
+    void = [caveat.message for caveat in caveats if caveat.voids]
+    unseen = [f"{a.name}: {a.reason}" for a in attacks if a.reason and a.outcome != "not selected"]
+    if void:
+        return Verdict("inconclusive", _severity(()), "No verdict: a caveat voids it. This is not "
+                       "a sign of safety.", (*void, *unseen))
+    if findings:
+        worst = findings[0]
+        sentence = f"{worst.title} ({_CERTAINTY[worst.certainty]})."
+        return Verdict("leak", _severity(findings), sentence, tuple(unseen))
+    if unseen or not attacks:
+        return Verdict("inconclusive", _severity(()), "No verdict: nothing was shown, and what "
+                       "could not look proves nothing. This is not a sign of safety.",
+                       tuple(unseen))
+    return Verdict("no leak shown", _severity(()), "No leak was shown by the attacks that ran. "
+                   "Other attacks may show one.", ())
+
+
+def _severity(findings: tuple[Finding, ...]) -> Severity:
+    score = max((finding.severity.score for finding in findings), default=0.0)
+    return Severity(score, band_of(score))
