@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from auditor.api import scan
-    from auditor.capture import capture, save_gradients
+    from auditor.dumping import capture, save_gradients
     from auditor.errors import AuditError, InputError, UnsafeFileError, UsageError
     from auditor.inputs.gradients import load_gradients
     from auditor.inputs.models import load_model
@@ -26,11 +26,11 @@ _HOMES = {
     "Truth": "auditor.records",
     "UnsafeFileError": "auditor.errors",
     "UsageError": "auditor.errors",
-    "capture": "auditor.capture",
+    "capture": "auditor.dumping",
     "load_gradients": "auditor.inputs.gradients",
     "load_model": "auditor.inputs.models",
     "load_truth": "auditor.inputs.truth",
-    "save_gradients": "auditor.capture",
+    "save_gradients": "auditor.dumping",
     "scan": "auditor.api",
 }
 

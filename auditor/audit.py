@@ -92,15 +92,20 @@ def run_audit(
         _report(problem, attack, answers.get(attack.name), findings.get(attack.name, ()), options)
         for attack in options.attacks
     )
-    every = tuple(sorted((f for found in findings.values() for f in found),
-                         key=lambda finding: -finding.severity.score))
+    every = tuple(
+        sorted(
+            (f for found in findings.values() for f in found),
+            key=lambda finding: -finding.severity.score,
+        )
+    )
     caveats = _caveats(problem, case, every, evidence)
     verdict = draw_verdict(every, reports, caveats)
     audit = Audit(
         schema_version=SCHEMA_VERSION,
         verdict=verdict,
-        gate=judge(verdict, every, reports, caveats, fail_on=fail_on,
-                   allow_inconclusive=allow_inconclusive),
+        gate=judge(
+            verdict, every, reports, caveats, fail_on=fail_on, allow_inconclusive=allow_inconclusive
+        ),
         findings=every,
         attacks=reports,
         caveats=caveats,
@@ -189,13 +194,22 @@ def _with_single_sample(problem: Problem, answer: Answer) -> Problem:
 
 
 def _report(
-    problem: Problem, attack: Attack, answer: Answer | None, findings: tuple[Finding, ...],
+    problem: Problem,
+    attack: Attack,
+    answer: Answer | None,
+    findings: tuple[Finding, ...],
     options: Options,
 ) -> AttackReport:
     base = AttackReport(
-        name=attack.name, title=attack.title, outcome="not selected",
-        reason=_why_not(attack, options), settings=repr(attack), seconds=0.0, evaluations=0,
-        curves=(), layers=(),
+        name=attack.name,
+        title=attack.title,
+        outcome="not selected",
+        reason=_why_not(attack, options),
+        settings=repr(attack),
+        seconds=0.0,
+        evaluations=0,
+        curves=(),
+        layers=(),
     )
     if answer is None:
         return base
@@ -205,8 +219,12 @@ def _report(
         return replace(base, outcome="failed", reason=answer.reason)
     reason = why_unfinished(problem, answer) if findings else why_nothing(problem, answer)
     return replace(
-        base, outcome="leak" if findings else "failed", reason=reason, seconds=answer.seconds,
-        evaluations=answer.recovery.evaluations, curves=_curves(answer),
+        base,
+        outcome="leak" if findings else "failed",
+        reason=reason,
+        seconds=answer.seconds,
+        evaluations=answer.recovery.evaluations,
+        curves=_curves(answer),
         layers=tuple(Measure(name, value, "") for name, value in answer.layers.items()),
     )
 
@@ -220,8 +238,12 @@ def _why_not(attack: Attack, options: Options) -> str:
 def _curves(evidence: Evidence) -> tuple[Curve, ...]:
     """The relative residual on the way: the root of the objective."""
     return tuple(
-        Curve(row, course.status, course.steps,
-              tuple(max(value, 0.0) ** 0.5 for value in course.objective))
+        Curve(
+            row,
+            course.status,
+            course.steps,
+            tuple(max(value, 0.0) ** 0.5 for value in course.objective),
+        )
         for row, course in enumerate(evidence.recovery.courses)
     )
 
@@ -257,18 +279,25 @@ def best_evidence(evidence: tuple[Evidence, ...]) -> Evidence | None:
 def _model_summary(problem: Problem, case: Case) -> ModelSummary:
     module = case.model.module
     return ModelSummary(
-        file=case.model.file, architecture=type(module).__name__,
+        file=case.model.file,
+        architecture=type(module).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
-        classes=problem.trace.head.classes, input_shape=problem.knowledge.input_shape,
-        mode=problem.knowledge.mode, notes=case.model.notes,
+        classes=problem.trace.head.classes,
+        input_shape=problem.knowledge.input_shape,
+        mode=problem.knowledge.mode,
+        notes=case.model.notes,
     )
 
 
 def _dump_summary(problem: Problem, case: Case) -> DumpSummary:
     dump = case.dump
     return DumpSummary(
-        file=dump.file, recognised=dump.recognised, tensors=len(dump.tensors),
-        missing=dump.missing, precision=dump.precision, batch_size=problem.knowledge.batch_size,
+        file=dump.file,
+        recognised=dump.recognised,
+        tensors=len(dump.tensors),
+        missing=dump.missing,
+        precision=dump.precision,
+        batch_size=problem.knowledge.batch_size,
     )
 
 
@@ -277,9 +306,14 @@ def _provenance(
 ) -> Provenance:
     first = next(iter(problem.gradient.values()))
     return Provenance(
-        version=__version__, started=started.isoformat(timespec="seconds"), seconds=seconds,
-        command=options.command, seed=options.seed, preset=options.preset.name,
-        device=str(first.device), dtype=str(first.dtype).removeprefix("torch."),
+        version=__version__,
+        started=started.isoformat(timespec="seconds"),
+        seconds=seconds,
+        command=options.command,
+        seed=options.seed,
+        preset=options.preset.name,
+        device=str(first.device),
+        dtype=str(first.dtype).removeprefix("torch."),
         versions=_versions(),
     )
 

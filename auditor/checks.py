@@ -108,10 +108,14 @@ def contradiction(problem: Problem, proved: int) -> tuple[Caveat, ...]:
     size = problem.knowledge.batch_size
     if size is None or proved <= size:
         return ()
-    return (Caveat(
-        "GA308", f"The head's gradient proves at least {proved} samples, the batch is said to hold "
-        f"{size}: the batch size or the reduction is wrong. The label counts were withdrawn.",
-        voids=True),)
+    return (
+        Caveat(
+            "GA308",
+            f"The head's gradient proves at least {proved} samples, the batch is said to hold "
+            f"{size}: the batch size or the reduction is wrong. The label counts were withdrawn.",
+            voids=True,
+        ),
+    )
 
 
 def _head_caveats(problem: Problem) -> list[Caveat]:
@@ -122,9 +126,9 @@ def _head_caveats(problem: Problem) -> list[Caveat]:
         Caveat(
             "GA301",
             f"The head's gradients sum to {sums.ratio:.1e} of their norm over the classes; "
-            f"softmax cross-entropy and the dump's precision allow {sums.allowed:.1e}. The dump was "
-            "noised, pruned or quantised, or its loss is another one: nothing about labels can be "
-            "proved, and a picture that was not recovered means nothing.",
+            f"softmax cross-entropy and the dump's precision allow {sums.allowed:.1e}. The dump "
+            "was noised, pruned or quantised, or its loss is another one: nothing about labels can "
+            "be proved, and a picture that was not recovered means nothing.",
             voids=True,
         )
     ]

@@ -6,6 +6,8 @@ names, from the one definition in problem.py, and whether restarts that started 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -98,4 +100,4 @@ def _partners(other: Tensor, mine: Tensor) -> Tensor:
 
 
 def _finite(value: float) -> float:
-    return value if value == value else float("inf")
+    return value if math.isfinite(value) else math.inf

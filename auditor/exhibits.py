@@ -12,7 +12,7 @@ from torch import Tensor
 from auditor.evidence import best_pixels, is_equal, is_verified
 from auditor.metrics import match_batch
 from auditor.problem import to_pixels
-from auditor.records import Certainty, Course, Evidence, Exhibit, Problem, Truth
+from auditor.records import Certainty, Evidence, Exhibit, Problem, Truth
 
 
 def certainty_of(problem: Problem, evidence: Evidence) -> Certainty:
@@ -33,9 +33,7 @@ def png_of(picture: Tensor) -> bytes:
     return stream.getvalue()
 
 
-def exhibits_of(
-    problem: Problem, evidence: Evidence, truth: Truth | None
-) -> tuple[Exhibit, ...]:
+def exhibits_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tuple[Exhibit, ...]:
     """One film strip a sample, from the start of the best restart to its end."""
     if evidence.best is None:
         return ()
@@ -50,17 +48,12 @@ def exhibits_of(
             sample=index,
             label=f"class {int(labels[evidence.best][index])}",
             certainty=certainty_of(problem, evidence),
-            strip=tuple(_encoded(picture[index]) for picture in pictures[:-1])
-            + (_encoded(final[index]),),
-            strip_steps=_steps(course),
+            strip=(*(_encoded(p[index]) for p in pictures[:-1]), _encoded(final[index])),
+            strip_steps=course.snapshot_steps,
             truth=None if true is None else _encoded(true[index]),
         )
         for index in range(len(final))
     )
-
-
-def _steps(course: Course) -> tuple[int, ...]:
-    return course.snapshot_steps
 
 
 def _encoded(picture: Tensor) -> str:

@@ -112,15 +112,19 @@ def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
     batch_size, _ = merge.take("batch size", flags.batch_size, meta.batch_size, None)
     mode, _ = merge.take("mode", flags.mode, meta.mode, "eval")
     reduction, reduction_origin = merge.take("reduction", flags.reduction, meta.reduction, "mean")
-    smoothing, _ = merge.take(
-        "label smoothing", flags.label_smoothing, meta.label_smoothing, 0.0
-    )
+    smoothing, _ = merge.take("label smoothing", flags.label_smoothing, meta.label_smoothing, 0.0)
     if meta.loss is None:
         merge.note("loss", "cross_entropy", "assumed")
     return Knowledge(
-        input_shape=shape, mean=mean, std=std, batch_size=batch_size, mode=mode,
-        reduction=reduction, reduction_declared=reduction_origin != "assumed",
-        label_smoothing=smoothing, assumptions=tuple(merge.assumptions),
+        input_shape=shape,
+        mean=mean,
+        std=std,
+        batch_size=batch_size,
+        mode=mode,
+        reduction=reduction,
+        reduction_declared=reduction_origin != "assumed",
+        label_smoothing=smoothing,
+        assumptions=tuple(merge.assumptions),
         overrides=tuple(merge.overrides),
     )
 
@@ -129,8 +133,9 @@ def _check_flags(flags: Flags) -> None:
     if flags.batch_size is not None and flags.batch_size < 1:
         raise _usage("a batch size of at least 1", flags.batch_size, "--batch-size")
     if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
-        raise _usage("a label smoothing from 0 to below 1", flags.label_smoothing,
-                     "--label-smoothing")
+        raise _usage(
+            "a label smoothing from 0 to below 1", flags.label_smoothing, "--label-smoothing"
+        )
     if flags.std is not None and not all(math.isfinite(s) and s > 0 for s in flags.std):
         raise _usage("positive standard deviations", _text(flags.std), "--std")
     if flags.mean is not None and not all(math.isfinite(m) for m in flags.mean):
@@ -138,8 +143,9 @@ def _check_flags(flags: Flags) -> None:
     if flags.input_shape is not None and (
         len(flags.input_shape) != 3 or min(flags.input_shape) < 1
     ):
-        raise _usage("three positive sizes such as 3x32x32", _text(flags.input_shape),
-                     "--input-shape")
+        raise _usage(
+            "three positive sizes such as 3x32x32", _text(flags.input_shape), "--input-shape"
+        )
 
 
 def _usage(expected: str, found: object, flag: str) -> UsageError:

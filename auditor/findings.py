@@ -34,9 +34,7 @@ _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance
 _UNCONFIRMED = {"equal": 30.0, "close": 20.0}
 
 
-def findings_of(
-    problem: Problem, evidence: Evidence, truth: Truth | None
-) -> tuple[Finding, ...]:
+def findings_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tuple[Finding, ...]:
     """What this evidence shows, worst first. Empty when it shows nothing."""
     found: list[Finding] = []
     if evidence.recovery.labels is not None:
@@ -99,12 +97,15 @@ def _label_findings(
             f"At least {proved} {f'of {size} ' if size else ''}labels, of "
             f"{int((claim.lower > 0).sum())} classes, are proved by {', '.join(claim.statements)}."
         )
-        found.append(_finding("GA102", severity, "proved", text, evidence, measures,
-                              claim.premises))
+        found.append(
+            _finding("GA102", severity, "proved", text, evidence, measures, claim.premises)
+        )
     if claim.estimate is not None and claim.statements:
         severity = label_severity(proved_share=0.0, complete=False, estimated=True)
-        text = (f"A best multiset of {size} labels was derived; what goes beyond the proved part "
-                "is an estimate, and its error rate on this model is not known.")
+        text = (
+            f"A best multiset of {size} labels was derived; what goes beyond the proved part "
+            "is an estimate, and its error rate on this model is not known."
+        )
         found.append(_finding("GA103", severity, "estimated", text, evidence, measures, ()))
     return found
 
@@ -112,9 +113,7 @@ def _label_findings(
 # --------------------------------------------------------------------------- inputs
 
 
-def _input_findings(
-    problem: Problem, evidence: Evidence, truth: Truth | None
-) -> list[Finding]:
+def _input_findings(problem: Problem, evidence: Evidence, truth: Truth | None) -> list[Finding]:
     measured = None if truth is None else _measured(best_pixels(problem, evidence), truth)
     found = []
     if measured is not None and measured.leaks:
@@ -162,9 +161,18 @@ def _severity_of(decibels: Tensor, certainty: Certainty) -> Severity:
 
 def _measured_finding(evidence: Evidence, measured: _Measured) -> Finding:
     count, size = int((measured.counted >= _RECOGNISABLE).sum()), len(measured.counted)
-    text = f"{count} of {size} rebuilt pictures are within {_RECOGNISABLE:.0f} dB of the truth."
-    return _finding("GA203", measured.severity("measured"), "measured", text, evidence,
-                    measured.measures(), ("the truth file is what the client had",))
+    text = (
+        f"{count} of {size} rebuilt pictures match the truth at {_RECOGNISABLE:.0f} dB or better."
+    )
+    return _finding(
+        "GA203",
+        measured.severity("measured"),
+        "measured",
+        text,
+        evidence,
+        measured.measures(),
+        ("the truth file is what the client had",),
+    )
 
 
 def _claimed_finding(
@@ -185,8 +193,15 @@ def _claimed_finding(
     if severity.score == 0:
         return None
     premises = ("model, loss and batch size are as listed under assumptions",)
-    return _finding("GA201" if verified else "GA202", severity, certainty, text, evidence,
-                    _claim_measures(evidence), premises)
+    return _finding(
+        "GA201" if verified else "GA202",
+        severity,
+        certainty,
+        text,
+        evidence,
+        _claim_measures(evidence),
+        premises,
+    )
 
 
 def _worth(problem: Problem, evidence: Evidence) -> Tensor:
@@ -206,13 +221,19 @@ def _claim_text(evidence: Evidence, verified: bool, size: int) -> str:
     what = "The picture" if size == 1 else f"All {size} pictures"
     verb = "was" if size == 1 else "were"
     if verified:
-        return (f"{what} {verb} rebuilt: {evidence.agreeing} of {restarts} independent restarts "
-                "reached the same answer, and its gradient equals the dump.")
+        return (
+            f"{what} {verb} rebuilt: {evidence.agreeing} of {restarts} independent restarts "
+            "reached the same answer, and its gradient equals the dump."
+        )
     if evidence.agreement:
-        return (f"{what} {verb} rebuilt so that the gradient is close to the dump, but restarts "
-                "do not all agree closely enough to rule out another answer.")
-    return (f"{what} {verb} rebuilt so that the gradient is close to the dump; no independent "
-            "restart confirms that this is the only answer.")
+        return (
+            f"{what} {verb} rebuilt so that the gradient is close to the dump, but restarts "
+            "do not all agree closely enough to rule out another answer."
+        )
+    return (
+        f"{what} {verb} rebuilt so that the gradient is close to the dump; no independent "
+        "restart confirms that this is the only answer."
+    )
 
 
 def _claim_measures(evidence: Evidence) -> Sequence[Measure]:
@@ -220,8 +241,9 @@ def _claim_measures(evidence: Evidence) -> Sequence[Measure]:
     measures = [
         Measure("relative residual", evidence.residuals[evidence.best], ""),
         Measure("relative residual, worst tensor", evidence.worst_residuals[evidence.best], ""),
-        Measure("restarts that agree", float(evidence.agreeing),
-                f"of {len(evidence.worst_residuals)}"),
+        Measure(
+            "restarts that agree", float(evidence.agreeing), f"of {len(evidence.worst_residuals)}"
+        ),
     ]
     if evidence.agreement:
         measures.append(Measure("agreement, worst sample", min(evidence.agreement), "dB"))
@@ -229,9 +251,23 @@ def _claim_measures(evidence: Evidence) -> Sequence[Measure]:
 
 
 def _finding(
-    code: str, severity: Severity, certainty: Certainty, summary: str, evidence: Evidence,
-    measures: Sequence[Measure], premises: Sequence[str],
+    code: str,
+    severity: Severity,
+    certainty: Certainty,
+    summary: str,
+    evidence: Evidence,
+    measures: Sequence[Measure],
+    premises: Sequence[str],
 ) -> Finding:
     entry = rule(code)
-    return Finding(code, entry.title, severity, certainty, summary, evidence.attack,
-                   tuple(measures), tuple(premises), entry.remedy)
+    return Finding(
+        code,
+        entry.title,
+        severity,
+        certainty,
+        summary,
+        evidence.attack,
+        tuple(measures),
+        tuple(premises),
+        entry.remedy,
+    )

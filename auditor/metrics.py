@@ -55,9 +55,11 @@ def match_batch(recovered: Tensor, truth: Tensor) -> Tensor:
     The permutation with the least total squared error (Hungarian method), because a gradient
     says nothing of the order of its batch. Raises ValueError on other shapes and on nan.
     """
+    x, y = _pair(recovered, truth)
+    if len(x) == 1:
+        return torch.zeros(1, dtype=torch.int64)
     from scipy.optimize import linear_sum_assignment
 
-    x, y = _pair(recovered, truth)
     # Without matrix products: those lose the small distances that decide.
     distance = torch.cdist(x.flatten(1), y.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     rows, columns = linear_sum_assignment(distance.square().numpy())

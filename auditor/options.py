@@ -61,12 +61,14 @@ def make_options(
     chosen = next((p for p in PRESETS if p.name == preset), None)
     if chosen is None:
         raise UsageError(
-            expected=f"a preset: {', '.join(p.name for p in PRESETS)}", found=repr(preset),
+            expected=f"a preset: {', '.join(p.name for p in PRESETS)}",
+            found=repr(preset),
             todo="Mend --preset.",
         )
     if budget is not None and not budget > 0:
-        raise UsageError(expected="a budget above 0 seconds", found=str(budget),
-                         todo="Mend --budget.")
+        raise UsageError(
+            expected="a budget above 0 seconds", found=str(budget), todo="Mend --budget."
+        )
     return Options(
         preset=chosen,
         attacks=tuple(with_search(attack, chosen.search) for attack in ATTACKS),
@@ -91,7 +93,8 @@ def _selected(names: Sequence[str] | None) -> frozenset[str]:
         if not found:
             raise UsageError(
                 expected=f"attacks among {', '.join(every)}, or a family such as labels",
-                found=repr(name), todo="Mend --attacks; `gradaudit attacks` lists them.",
+                found=repr(name),
+                todo="Mend --attacks; `gradaudit attacks` lists them.",
             )
         chosen |= found
     return frozenset(chosen)
@@ -109,7 +112,8 @@ def pick_device(name: str) -> torch.device:
     kind = name.partition(":")[0]
     if not there.get(kind, False):
         raise UsageError(
-            expected=f"a device of this machine: auto, {', '.join(k for k, v in there.items() if v)}",
-            found=repr(name), todo="Mend --device.",
+            expected=f"auto, {', '.join(k for k, v in there.items() if v)}",
+            found=repr(name),
+            todo="Mend --device.",
         )
     return torch.device(name)

@@ -19,6 +19,7 @@ from auditor.report.audit_json import to_json
 from auditor.report.directory import check_target
 from auditor.report.html import to_html
 
+
 def write_audit(result: Result, out: Path, *, overwrite: bool = False) -> None:
     """Write audit.json, report.html and, with separate evidence, evidence/ into `out`.
 
@@ -30,7 +31,8 @@ def write_audit(result: Result, out: Path, *, overwrite: bool = False) -> None:
     fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         for name, text in (
-            ("audit.json", to_json(result.audit)), ("report.html", to_html(result.audit))
+            ("audit.json", to_json(result.audit)),
+            ("report.html", to_html(result.audit)),
         ):
             (fresh / name).write_text(text, encoding="utf-8", newline="\n")
         if result.audit.evidence == "separate":

@@ -7,6 +7,7 @@ distances are tested against it.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -52,9 +53,9 @@ def _audited_copy(module: nn.Module, mode: str) -> nn.Module:
     """A copy in evaluation mode, but with batch statistics if the client trained with them."""
     ours = copy.deepcopy(module)
     for inner in ours.modules():
-        batch_norm = isinstance(inner, nn.modules.batchnorm._BatchNorm)
-        inner.training = mode == "train" and batch_norm
-        if inner.training:
+        inner.training = False
+        if mode == "train" and isinstance(inner, nn.modules.batchnorm._BatchNorm):
+            inner.training = True
             # With running statistics off, a forward pass writes nothing: passes stay independent.
             inner.track_running_stats = False
     return ours
@@ -90,7 +91,7 @@ def gradient_of(
 
 
 def scale_of(problem: Problem) -> dict[str, Tensor]:
-    """The norm of each tensor of the dump, () each, with a floor for those that are all rounding."""
+    """The norm of each tensor of the dump, () each, with a floor for those of pure rounding."""
     norms = {name: tensor.norm() for name, tensor in problem.gradient.items()}
     total = torch.stack(list(norms.values())).norm()
     return {name: norm.clamp_min(problem.precision * total) for name, norm in norms.items()}
@@ -137,4 +138,4 @@ def tolerance_of(problem: Problem) -> float:
     Half of the digits that the dump carries: first-order matching does not reach the other half,
     and the agreement of independent restarts is the stronger test. Never looser than 1 %.
     """
-    return min(max(problem.precision**0.5, 3.5e-4), 1e-2)
+    return min(max(math.sqrt(problem.precision), 3.5e-4), 1e-2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auditor.capture import save_gradients
+from auditor.dumping import save_gradients
 from auditor.errors import UsageError
 from auditor.facts import Flags, deduce_input_shape
 from auditor.inputs.gradients import load_gradients
@@ -33,17 +33,21 @@ def simulate_dump(
     with tempfile.TemporaryDirectory() as folder:
         path = keep or Path(folder) / "simulated.safetensors"
         save_gradients(
-            module, gradients, path, batch_size=len(truth.labels),
-            input_shape=tuple(truth.inputs.shape[1:]), reduction=flags.reduction or "mean",
-            label_smoothing=flags.label_smoothing or 0.0, mode=mode,
-            mean=_spread(flags.mean, channels, 0.0), std=_spread(flags.std, channels, 1.0),
+            module,
+            gradients,
+            path,
+            batch_size=len(truth.labels),
+            input_shape=tuple(truth.inputs.shape[1:]),
+            reduction=flags.reduction or "mean",
+            label_smoothing=flags.label_smoothing or 0.0,
+            mode=mode,
+            mean=_spread(flags.mean, channels, 0.0),
+            std=_spread(flags.std, channels, 1.0),
         )
         return load_gradients(path, module)
 
 
-def client_gradient(
-    module: nn.Module, truth: Truth, flags: Flags, mode: Mode
-) -> dict[str, Tensor]:
+def client_gradient(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -> dict[str, Tensor]:
     """What `loss.backward()` leaves in the parameters; the module itself is not touched."""
     client = copy.deepcopy(module)
     if mode == "train":
@@ -59,8 +63,12 @@ def client_gradient(
             found=f"one from {int(truth.labels.min())} to {int(truth.labels.max())}",
             todo="Mend --label.",
         )
-    loss = F.cross_entropy(logits, truth.labels, reduction=flags.reduction or "mean",
-                           label_smoothing=flags.label_smoothing or 0.0)
+    loss = F.cross_entropy(
+        logits,
+        truth.labels,
+        reduction=flags.reduction or "mean",
+        label_smoothing=flags.label_smoothing or 0.0,
+    )
     named = dict(client.named_parameters())
     parts = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {name: part for name, part in zip(named, parts, strict=True) if part is not None}
@@ -105,7 +113,8 @@ def _fitted(pictures: Tensor, shape: tuple[int, int, int]) -> Tensor:
     if pictures.shape[1] != shape[0]:
         raise UsageError(
             expected=f"pictures with {shape[0]} channels, as the model takes them",
-            found=f"{pictures.shape[1]} in this data set", todo="Choose another data set.",
+            found=f"{pictures.shape[1]} in this data set",
+            todo="Choose another data set.",
         )
     if tuple(pictures.shape[2:]) == shape[1:]:
         return pictures

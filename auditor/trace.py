@@ -21,20 +21,23 @@ from auditor.errors import InputError
 from auditor.records import Head, Trace
 
 # Operations that hand their first argument on, one row per sample, without changing a value.
-_HANDS_ON = frozenset(
-    "view _unsafe_view reshape flatten alias detach clone squeeze unsqueeze _to_copy "
-    "contiguous expand slice".split()
-)
+_HANDS_ON = frozenset({
+    "view", "_unsafe_view", "reshape", "flatten", "alias", "detach", "clone", "squeeze",
+    "unsqueeze", "_to_copy", "contiguous", "expand", "slice",
+})  # fmt: skip
 # After any of these, softmax cross-entropy is the same function of the head's output.
 _SHIFTS_LOGITS = _HANDS_ON | {"_log_softmax"}
 _LINEAR = frozenset({"addmm", "mm", "linear"})
 # Outputs of these are never negative, whatever goes in.
-_NONNEGATIVE = frozenset("relu relu_ sigmoid sigmoid_ softplus exp abs square _softmax".split())
+_NONNEGATIVE = frozenset({
+    "relu", "relu_", "sigmoid", "sigmoid_", "softplus", "exp", "abs", "square", "_softmax",
+})  # fmt: skip
 # These keep non-negative inputs non-negative: copies, selections, means, sums and maxima.
-_KEEPS_SIGN = _HANDS_ON | frozenset(
-    "mean avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d max_pool2d_with_indices amax max "
-    "add add_ cat sum permute transpose t select native_dropout dropout getitem".split()
-)
+_KEEPS_SIGN = _HANDS_ON | {
+    "mean", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
+    "max_pool2d_with_indices", "amax", "max", "add", "add_", "cat", "sum", "permute",
+    "transpose", "t", "select", "native_dropout", "dropout", "getitem",
+}  # fmt: skip
 _CLAMPS = frozenset({"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_"})
 
 
@@ -52,8 +55,8 @@ class _Recorder(TorchDispatchMode):
     """Notes the maker of every tensor of a forward pass; holds no tensor alive."""
 
     def __init__(self, named: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.nodes = WeakTensorKeyDictionary()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.nodes: Any = WeakTensorKeyDictionary()
         self.uses: dict[str, int] = dict.fromkeys(named, 0)
         self.operations = 0
         self.writes_through_views = False

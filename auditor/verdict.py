@@ -25,18 +25,30 @@ def draw_verdict(
     void = [caveat.message for caveat in caveats if caveat.voids]
     unseen = [f"{a.name}: {a.reason}" for a in attacks if a.reason and a.outcome != "not selected"]
     if void:
-        return Verdict("inconclusive", _severity(()), "No verdict: a caveat voids it. This is not "
-                       "a sign of safety.", (*void, *unseen))
+        return Verdict(
+            "inconclusive",
+            _severity(()),
+            "No verdict: a caveat voids it. This is not a sign of safety.",
+            (*void, *unseen),
+        )
     if findings:
         worst = findings[0]
         sentence = f"{worst.title} ({_CERTAINTY[worst.certainty]})."
         return Verdict("leak", _severity(findings), sentence, tuple(unseen))
     if unseen or not attacks:
-        return Verdict("inconclusive", _severity(()), "No verdict: nothing was shown, and what "
-                       "could not look proves nothing. This is not a sign of safety.",
-                       tuple(unseen))
-    return Verdict("no leak shown", _severity(()), "No leak was shown by the attacks that ran. "
-                   "Other attacks may show one.", ())
+        return Verdict(
+            "inconclusive",
+            _severity(()),
+            "No verdict: nothing was shown, and what "
+            "could not look proves nothing. This is not a sign of safety.",
+            tuple(unseen),
+        )
+    return Verdict(
+        "no leak shown",
+        _severity(()),
+        "No leak was shown by the attacks that ran. Other attacks may show one.",
+        (),
+    )
 
 
 def _severity(findings: tuple[Finding, ...]) -> Severity:

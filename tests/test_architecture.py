@@ -19,7 +19,8 @@ ROOMS = (
     "severity",
     "zoo",
     "inputs",
-    "capture",
+    "facts",
+    "dumping",
     "metrics",
     "trace",
     "problem",
@@ -28,11 +29,18 @@ ROOMS = (
     "attacks",
     "evidence",
     "findings",
+    "exhibits",
     "report",
     "gate",
+    "verdict",
+    "options",
     "audit",
+    "outputs",
     "simulate",
     "demo",
+    "api",
+    "arguments",
+    "session",
     "cli",
     "__main__",
     "__init__",
@@ -40,9 +48,9 @@ ROOMS = (
 # Solvers know nothing of models; attacks see neither the truth nor what judges them.
 NEVER = {
     "solve": set(ROOMS) - {"solve"},
-    "attacks": {"metrics", "evidence", "findings"},
+    "attacks": {"metrics", "evidence", "findings", "facts"},
 }
-TENSOR_FREE = ("errors", "records", "rules", "severity", "report", "gate")
+TENSOR_FREE = ("errors", "records", "rules", "severity", "report", "gate", "verdict", "arguments")
 FILE_LINES = 400
 FUNCTION_LINES = 60
 

@@ -105,9 +105,10 @@ def run_search(
             memory=search.memory,
             line_search=search.line_search,
             watch=film.see,
+            expired=watch.expired,
         )
         rows.extend(solution.x)
-        courses.extend(film.courses(solution.x, solution.value, solution.status))
+        courses.extend(film.courses(solution.x, solution.status))
         evaluations += solution.evaluations
         arrived += sum(status is Status.CONVERGED for status in solution.status)
     found = torch.stack(rows) if rows else first(0)
@@ -151,7 +152,7 @@ class _Film:
     def _residual(self, values: Tensor) -> float:
         return math.sqrt(max(float(values.min()), 0.0))
 
-    def courses(self, rows: Tensor, values: Tensor, status: tuple[Status, ...]) -> list[Course]:
+    def courses(self, rows: Tensor, status: tuple[Status, ...]) -> list[Course]:
         last = self.inputs_of(rows).detach().float().cpu()
         kept = _thin(len(self.steps))
         return [

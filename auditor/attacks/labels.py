@@ -83,8 +83,10 @@ def _single_claim(problem: Problem, single: statements.SingleSample) -> LabelCla
     lower[single.label] = 1
     premises = [_A0]
     if single.proves_single:
-        premises.append("the head's gradient fits one sample through this model, or several that "
-                        "the head cannot tell apart (tested)")
+        premises.append(
+            "the head's gradient fits one sample through this model, or several that "
+            "the head cannot tell apart (tested)"
+        )
     else:
         premises.append("the batch holds one sample (as said)")
     return LabelClaim(
@@ -125,8 +127,8 @@ def _presence(problem: Problem, sums: HeadSums) -> tuple[Tensor, list[str], list
     head, known = problem.trace.head, problem.knowledge
     smoothing = _smoothed_mass(problem)
     present = torch.zeros(head.classes, dtype=torch.bool)
-    used, premises = [], [_A0]
-    if bias is not None:
+    used, premises = [], [_A0, _hard_labels(problem)]
+    if bias is not None and smoothing is not None:
         margin = max(
             _NOISE_MARGIN * sums.bias_noise, 4 * problem.precision * float(bias.abs().max())
         )
@@ -140,6 +142,12 @@ def _presence(problem: Problem, sums: HeadSums) -> tuple[Tensor, list[str], list
         used.append("T2")
         premises.append("no feature of the head can be negative (from the traced operations)")
     return present, used, premises
+
+
+def _hard_labels(problem: Problem) -> str:
+    known = problem.knowledge
+    origin = next((a.origin for a in known.assumptions if a.what == "label smoothing"), "assumed")
+    return f"labels are hard, smoothed by {known.label_smoothing:g}, not mixed ({origin})"
 
 
 def _smoothed_mass(problem: Problem) -> float | None:
@@ -223,4 +231,5 @@ def _explained_counts(
         ]
     )
     right = torch.cat([bias.new_tensor([size]), factor * bias])
-    return torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution[:, 0]
+    solved: Tensor = torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution
+    return solved[:, 0]

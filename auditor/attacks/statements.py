@@ -26,7 +26,9 @@ class SingleSample:
 
     label: int
     statement: str
-    proves_single: bool  # the statement shows one sample, or several that the head cannot tell apart
+    proves_single: (
+        bool  # the statement shows one sample, or several that the head cannot tell apart
+    )
 
 
 def presence_by_bias(g: Tensor, *, margin: float, smoothing: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 A class is trusted when it lies in torch.nn, torchvision or `auditor.zoo`, derives from
 `nn.Module`, and calls itself by exactly the name in the file. Nothing is imported on the
-file's word: names are looked up in modules that are already there.
+file's word but torchvision itself: names are looked up in modules that are already there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torchvision.models
-import torchvision.ops  # noqa: F401  (both looked up in sys.modules)
 from torch import nn
 
 import auditor.zoo  # noqa: F401
@@ -65,6 +63,9 @@ def module_class(path: str) -> type[nn.Module] | None:
     """The trusted network class of this full name, or None."""
     if not path.startswith(_TRUSTED) and path != _DATA_PARALLEL:
         return None
+    if path.startswith("torchvision."):  # costs a second and 150 MB: only for files that need it
+        import torchvision.models
+        import torchvision.ops  # noqa: F401  (both looked up in sys.modules)
     module, _, name = path.rpartition(".")
     found = getattr(sys.modules.get(module), name, None)
     if not isinstance(found, type) or not issubclass(found, nn.Module):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision import models
 
 from auditor import zoo
 from auditor.errors import UsageError
@@ -91,6 +90,8 @@ def _resnet_sizes(shapes: Mapping[str, Shape]) -> tuple[int, int, int] | None:
 
 
 def _from_torchvision(name: str, shapes: Mapping[str, Shape]) -> tuple[nn.Module, list[str]]:
+    from torchvision import models
+
     known = models.list_models(module=models)
     if name not in known:
         raise unknown_architecture(name, known)
@@ -108,6 +109,8 @@ def _from_torchvision(name: str, shapes: Mapping[str, Shape]) -> tuple[nn.Module
 
 def _torchvision_head(name: str, settings: dict[str, object]) -> tuple[str, int]:
     """Name of the last weight matrix and its number of classes, without allocating weights."""
+    from torchvision import models
+
     try:
         with torch.device("meta"):
             outline = models.get_model(name, **settings)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision import datasets
 
 from auditor.errors import InputError, UsageError
 from auditor.inputs.files import kind_of
@@ -19,11 +18,12 @@ from auditor.inputs.wording import quoted, shaped
 
 # Formats that Pillow decodes itself: no external program, no vector graphics.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Name on the command line -> class in torchvision.datasets.
 _SETS = {
-    "mnist": datasets.MNIST,
-    "fashion-mnist": datasets.FashionMNIST,
-    "cifar10": datasets.CIFAR10,
-    "cifar100": datasets.CIFAR100,
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
 }
 
 
@@ -60,14 +60,17 @@ def load_dataset_samples(
         raise UsageError(
             expected=f"one of {', '.join(_SETS)}", found=quoted(dataset), todo="Mend the name."
         )
+    from torchvision import datasets
+
     try:
-        samples = _SETS[dataset](str(root), train=split == "train", download=False)
+        samples = getattr(datasets, _SETS[dataset])(
+            str(root), train=split == "train", download=False
+        )
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(
             expected=f"{dataset} on disk, as torchvision keeps it",
             found=f"no complete copy under {quoted(root)}",
-            todo="Download it once: torchvision.datasets."
-            f"{_SETS[dataset].__name__}(root, download=True).",
+            todo=f"Download it once: torchvision.datasets.{_SETS[dataset]}(root, download=True).",
         ) from error
     outside = [index for index in indices if not 0 <= index < len(samples)]
     if outside or not indices:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import BinaryIO, TypeVar
 
 from auditor.errors import InputError, UnsafeFileError
@@ -19,7 +21,7 @@ from auditor.inputs.wording import quoted, sized
 
 _T = TypeVar("_T")
 PICKLE_BYTES = 64 << 20
-_OPERATIONS = 2_000_000
+_OPERATIONS = 1_000_000
 _ORDERED_DICT = "collections.OrderedDict"
 _COUNTER = "collections.Counter"
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -70,10 +72,10 @@ def outline_of(stream: BinaryIO, name: str) -> Outline:
     """
     machine = _Machine()
     try:
-        for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (code, argument) in enumerate(_operations(stream)):
             if count > _OPERATIONS:
                 raise _too_long(name, f"more than {_OPERATIONS} pickle operations")
-            machine.step(code.name, argument)
+            machine.step(code, argument)
         machine.outline.value = machine.stack.pop()
     except _Foreign as error:
         raise InputError(
@@ -109,7 +111,7 @@ def globals_of(raw: bytes) -> tuple[str, ...]:
     found = set()
     texts: list[str] = []
     try:
-        for code, argument, _ in _operations(raw):
+        for code, argument in islice(_operations(io.BytesIO(raw)), _OPERATIONS):
             if code == "GLOBAL":
                 found.add(_path(str(argument)))
             elif code == "STACK_GLOBAL" and len(texts) >= 2:
@@ -121,11 +123,16 @@ def globals_of(raw: bytes) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _operations(raw: bytes) -> Iterator[tuple[str, object, int]]:
-    for count, (code, argument, at) in enumerate(pickletools.genops(raw)):
-        if count > _OPERATIONS:
+def _operations(stream: BinaryIO) -> Iterator[tuple[str, object]]:
+    """Opcodes with their arguments. Python warns of odd escapes in a damaged name; it may not."""
+    operations = pickletools.genops(stream)
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            following = next(operations, None)
+        if following is None:
             return
-        yield code.name, argument, at or 0
+        yield following[0].name, following[1]
 
 
 def _too_long(name: str, what: str) -> UnsafeFileError:
@@ -171,6 +178,8 @@ class _Machine:
             self.stack = []
         elif code == "GLOBAL":
             self._name(str(argument))
+        elif code == "PROTO" and argument != 2:
+            raise _Foreign(f"PROTO {argument}")
         elif code not in {"PROTO", "STOP"}:
             self._collect(code)
 

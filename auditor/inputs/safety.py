@@ -11,6 +11,7 @@ import json
 import math
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,17 @@ _END = struct.Struct("<4s4H2LH")  # end of central directory
 _LONG = struct.Struct("<Q")
 _END64_BYTES = 56
 _LOCATOR_BYTES = 20
+
+
+_ZIP_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,  # a compression that Python does not know
+    RuntimeError,  # a member that asks for a password
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, OSError) as error:
+    except (*_ZIP_FAULTS, UnicodeDecodeError) as error:
         raise damaged(path.name, "a zip archive without a readable directory") from error
     names = [member.filename for member in members]
     if len(names) > _MEMBERS:
@@ -107,7 +119,7 @@ def npz_claims(path: Path) -> tuple[ArrayClaim, ...]:
             try:
                 with archive.open(member) as stream:
                     claims.append(_npy_claim(path.name, member, stream))
-            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            except _ZIP_FAULTS as error:
                 raise damaged(path.name, f"member {quoted(member.filename)}") from error
     return tuple(claims)
 
@@ -125,7 +137,7 @@ def read_npz(path: Path, *, limit: int) -> dict[str, np.ndarray]:
             try:
                 with archive.open(claim.name + ".npy") as stream:
                     array = npy_format.read_array(stream, allow_pickle=False)
-            except (zipfile.BadZipFile, EOFError, ValueError, OSError, RuntimeError) as error:
+            except (*_ZIP_FAULTS, ValueError) as error:
                 raise damaged(path.name, f"member {quoted(claim.name)}") from error
             arrays[claim.name] = array
     return arrays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from auditor.inputs.wording import listed, quoted
 # What the unpickler and the tensor rebuilders raise for a file that is broken or contrived.
 _LOAD_FAULTS = (
     pickle.UnpicklingError,
+    struct.error,
     RuntimeError,
     ValueError,
     TypeError,
@@ -111,7 +113,7 @@ def _look_into_zip(path: Path) -> TorchFile:
     try:
         # torch's own reader, so that what is checked is what torch.load will see
         raw = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise damaged(path.name, "torch cannot read the archive") from error
     prefix = f"{root}/data/"
     stored = {k.removeprefix(prefix): size for k, size in sizes.items() if k.startswith(prefix)}
@@ -122,6 +124,5 @@ def _look_into_legacy(path: Path) -> TorchFile:
     """Magic number, protocol, system, the object, and the list of storages: five pickles."""
     with path.open("rb") as stream:
         head = bounded(stream, path.name)
-    for _ in range(3):
-        outline_of(head, path.name)
-    return TorchFile(path, outline_of(head, path.name), None)
+    outlines = [outline_of(head, path.name) for _ in range(5)]
+    return TorchFile(path, outlines[3], None)

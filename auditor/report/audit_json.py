@@ -130,7 +130,7 @@ def _present(options: tuple[object, ...]) -> object:
 # --------------------------------------------------------------------------- writing
 
 
-def _plain(hint: object, value: Any) -> object:  # noqa: ANN401
+def _plain(hint: object, value: Any) -> object:
     """The value in terms of JSON, cast to what the hint says."""
     origin, inside = get_origin(hint), get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
@@ -144,7 +144,7 @@ def _plain(hint: object, value: Any) -> object:  # noqa: ANN401
     return _plain_scalar(hint, value)
 
 
-def _plain_scalar(hint: object, value: Any) -> object:  # noqa: ANN401
+def _plain_scalar(hint: object, value: Any) -> object:
     if hint is _Loose and not math.isfinite(value):
         return None
     if hint is float or hint is _Loose:

@@ -68,12 +68,14 @@ def _findings(audit: Audit) -> Table:
 
 
 def _unseen(audit: Audit) -> list[Text]:
-    """Reasons of the verdict first, then attacks that were kept from running or failed."""
-    lines = [_clean(reason) for reason in audit.verdict.reasons]
+    """Reasons of the verdict, then attacks that they do not name; caveats come further below."""
+    told = {caveat.message for caveat in audit.caveats}
+    lines = [reason for reason in audit.verdict.reasons if reason not in told]
     for attack in audit.attacks:
-        if attack.outcome in ("skipped", "failed"):
-            lines.append(_clean(f"{attack.name} {attack.outcome}: {attack.reason}"))
-    return lines
+        named = any(reason.startswith(f"{attack.name}:") for reason in lines)
+        if attack.outcome in ("skipped", "failed") and not named:
+            lines.append(f"{attack.name} {attack.outcome}: {attack.reason}")
+    return [_clean(line) for line in lines]
 
 
 def _caveat(caveat: Caveat) -> Text:

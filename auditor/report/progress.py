@@ -43,15 +43,22 @@ class ProgressLine:
     def __enter__(self) -> ProgressLine:
         if self._console.is_interactive and not self._quiet:
             self._bar = Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
-                TextColumn("residual {task.fields[residual]:.1e}"), TimeElapsedColumn(),
-                TimeRemainingColumn(), console=self._console, transient=True,
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("residual {task.fields[residual]:.1e}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
             )
             self._bar.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
@@ -68,12 +75,16 @@ class ProgressLine:
             self._last[milestone.attack] = now
             self._console.print(
                 f"{milestone.attack}: step {milestone.done} of at most {milestone.total}, "
-                f"residual {milestone.residual:.1e}", highlight=False, markup=False,
+                f"residual {milestone.residual:.1e}",
+                highlight=False,
+                markup=False,
             )
 
     def _show(self, bar: Progress, milestone: _Milestone) -> None:
         task = self._tasks.get(milestone.attack)
         if task is None:
-            task = bar.add_task(milestone.attack, total=milestone.total, residual=milestone.residual)
+            task = bar.add_task(
+                milestone.attack, total=milestone.total, residual=milestone.residual
+            )
             self._tasks[milestone.attack] = task
         bar.update(task, completed=milestone.done, residual=milestone.residual)

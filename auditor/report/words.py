@@ -18,8 +18,8 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 CERTAINTY: dict[Certainty, str] = {
     "proved": "A mathematical identity holds on this very dump. Given the premises, no other "
     "answer is possible.",
-    "verified": "The gradient of the claim was computed anew and equals the dump to rounding, "
-    "and independent restarts reached the same answer.",
+    "verified": "The gradient of the claim was computed anew and equals the dump in half of its "
+    "digits or more, in every tensor, and independent restarts reached the same answer.",
     "consistent": "The gradient of the claim is close to the dump, but nothing rules out "
     "another input with the same gradient.",
     "measured": "Compared with the true data that the user supplied.",

@@ -33,21 +33,23 @@ def minimize(
     memory: int = 100,
     line_search: bool = True,
     watch: Watcher | None = None,
+    expired: Callable[[], bool] = lambda: False,
 ) -> Solution:
     """Minimise every row of `start` (R, D) until its value is at most `goal`.
 
     Without `line_search` every step has length 1 after a cautious first one, as in
     `torch.optim.LBFGS` with its default settings (which DLG and iDLG used). The answer holds the
-    best point that each row met. `watch` sees every step and may stop the whole run.
+    best point that each row met. `watch` sees every step and may stop the whole run; `expired` is
+    asked between the trials of a line search too, which can be long.
     """
-    run = _Run(value_and_gradient, start, memory, goal, line_search)
+    run = _Run(value_and_gradient, start, memory, goal, line_search, expired)
     steps = 0
     stopped = watch is not None and watch(0, run.x, run.value)
-    while steps < max_steps and not stopped and run.moving.any():
+    while steps < max_steps and not stopped and run.moving.any() and not expired():
         run.step()
         steps += 1
         stopped = watch is not None and watch(steps, run.x, run.value)
-    last = Status.STOPPED if stopped else Status.EXHAUSTED
+    last = Status.EXHAUSTED if steps >= max_steps and not stopped else Status.STOPPED
     status = tuple(last if one is None else one for one in run.status)
     return Solution(run.best_x, run.best_value, status, steps, run.evaluations)
 
@@ -56,9 +58,15 @@ class _Run:
     """The state of one call of `minimize`."""
 
     def __init__(
-        self, f: ValueAndGradient, start: Tensor, memory: int, goal: float, line_search: bool
+        self,
+        f: ValueAndGradient,
+        start: Tensor,
+        memory: int,
+        goal: float,
+        line_search: bool,
+        expired: Callable[[], bool],
     ) -> None:
-        self.f, self.goal, self.line_search = f, goal, line_search
+        self.f, self.goal, self.line_search, self.expired = f, goal, line_search, expired
         self.x = start.detach().clone()
         self.status: list[Status | None] = [None] * len(start)
         self.moving = torch.ones(len(start), dtype=torch.bool, device=start.device)
@@ -111,7 +119,7 @@ class _Run:
             value = torch.where(keep[:, 0], trial_value, value)
             gradient = torch.where(keep, trial_gradient, gradient)
             searching = searching & (too_far | too_near)
-            if not searching.any():
+            if not searching.any() or self.expired():
                 break
             high = torch.where(searching & too_far, length, high)
             low = torch.where(searching & too_near, length, low)
@@ -161,7 +169,8 @@ class _Pairs:
     @property
     def empty(self) -> Tensor:
         """Rows (R,) whose memory holds nothing."""
-        return ~(self.sy.diagonal(dim1=1, dim2=2) > 0).any(1)
+        some: Tensor = (self.sy.diagonal(dim1=1, dim2=2) > 0).any(1)
+        return ~some
 
     def push(self, step: Tensor, change: Tensor) -> None:
         """Take a pair (R, D) each, except where its curvature is not clearly positive."""

@@ -58,8 +58,8 @@ def gradients(module=None, seed=0):
     return {n: torch.randn(p.shape, generator=generator) for n, p in module.named_parameters()}
 
 
-def saved(folder, name, value):
-    torch.save(value, folder / name)
+def saved(folder, name, value, *, zipped=True):
+    torch.save(value, folder / name, _use_new_zipfile_serialization=zipped)
     return folder / name
 
 

@@ -1,5 +1,7 @@
 """Every bad file: which error, with which words, in how much time and memory."""
 
+import contextlib
+import random
 import time
 import zipfile
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 
 from auditor import inputs
-from auditor.errors import InputError, UnsafeFileError
+from auditor.errors import AuditError, InputError, UnsafeFileError
 
 MIB = 1 << 20
 INF, NAN = float("inf"), float("nan")
@@ -66,11 +68,19 @@ BOTH = [
     ("huge directory", bad.huge_directory, UnsafeFileError, "directory of 1.0 GiB"),
     ("no opcodes", lambda d: bad.with_pickle(d, b"\x80\x02q"), InputError, "damaged"),
     ("stack empty", lambda d: bad.with_pickle(d, b"\x80\x02R."), InputError, "damaged"),
-    ("protocol 4", lambda d: bad.with_pickle(d, b"\x80\x04\x8f."), InputError, "EMPTY_SET"),
+    ("protocol 4", lambda d: bad.with_pickle(d, b"\x80\x04\x8f."), InputError, "PROTO 4"),
+    ("new opcode", lambda d: bad.with_pickle(d, b"\x80\x02\x8f."), InputError, "EMPTY_SET"),
     ("TorchScript", bad.script, InputError, "TorchScript"),
     ("pt2", bad.exported, InputError, "pt2|torch.export"),
 ]
 MODELS = [
+    (
+        "endless pickle",
+        lambda d: bad.with_pickle(d, b"\x80\x02](" + b"K\x01" * 1_100_000 + b"e."),
+        UnsafeFileError,
+        "more than 1000000 pickle operations",
+    ),
+    ("long pickle", lambda d: bad.with_pickle(d, bytes(65 * MIB)), UnsafeFileError, "of 65.0 MiB"),
     ("unknown class", lambda d: bad.saved(d, "m.pt", bad.Net()), UnsafeFileError, "hostile.Net"),
     (
         "constructor",
@@ -297,6 +307,29 @@ def test_second_root_in_an_archive_cannot_hide_a_pickle(tmp_path):
         archive.writestr("zz/data.pkl", b"\x80\x02cposix\nsystem\n.")
     with pytest.raises(InputError, match="several folders"):
         inputs.load_model(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("form", ["torch", "legacy", "safetensors", "npz"])
+def test_flipped_bytes_give_an_answer_or_one_of_our_errors(tmp_path, form, seed):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 3))
+    table = bad.gradients(model)
+    path = {
+        "torch": lambda: bad.saved(tmp_path, "m.pt", model),
+        "legacy": lambda: bad.saved(tmp_path, "m.pt", table, zipped=False),
+        "safetensors": lambda: bad.tensors(tmp_path, table, {"gradaudit": '{"batch_size": 2}'}),
+        "npz": lambda: bad.arrays(tmp_path, table),
+    }[form]()
+    good = path.read_bytes()
+    rng = random.Random(seed)
+    for _ in range(40):
+        raw = bytearray(good)
+        for _ in range(rng.choice([1, 1, 3])):
+            raw[rng.randrange(min(len(raw), 4000))] = rng.randrange(256)
+        path.write_bytes(raw if rng.random() < 0.9 else raw[: rng.randrange(1, len(raw))])
+        for read in (as_model, lambda p: inputs.load_gradients(p, model), inputs.describe):
+            with contextlib.suppress(AuditError):
+                read(path)
 
 
 def test_peak_would_show_a_bomb():

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 import auditor
-from auditor.capture import capture, save_gradients
+from auditor.dumping import capture, save_gradients
 from auditor.errors import UsageError
 from auditor.inputs import load_gradients
 
