@@ -18,7 +18,7 @@ endif
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
-	$(BIN)/gradaudit demo $(ARGS)
+	$(BIN)/gradaudit demo --overwrite $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)

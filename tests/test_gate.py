@@ -18,7 +18,10 @@ def verdict(score=0.0, status=None, reasons=()):
     return Verdict(status or ("leak" if score else "no leak shown"), severity, "A.", reasons)
 
 
-def attack(name, outcome, reason="because"):
+def attack(name, outcome, reason=None):
+    """Skipped and failed attacks always have a reason; a leak has one when it may be larger."""
+    if reason is None:
+        reason = "because" if outcome in ("skipped", "failed", "not selected") else ""
     return AttackReport(name, name, outcome, reason, "", 0.0, 0, (), ())
 
 
@@ -107,6 +110,17 @@ def test_a_failed_sibling_counts_while_the_leak_is_below_the_threshold():
     assert result.exit_code == 4
     assert "images.dlg failed (no budget)" in result.reason
     assert "images.newton" not in result.reason
+
+
+def test_a_leak_that_may_be_larger_than_shown_does_not_pass():
+    attacks = (attack("images.dlg", "leak", "the search ended early"),)
+    result = judge(verdict(6.0), (), attacks, (), fail_on="high")
+    assert result.exit_code == 4
+    assert "images.dlg leak (the search ended early)" in result.reason
+    assert judge(verdict(6.0), (), attacks, (), fail_on="medium").exit_code == 1
+    assert (
+        judge(verdict(6.0), (), (attack("images.dlg", "leak"),), (), fail_on="high").exit_code == 0
+    )
 
 
 def test_labels_cannot_reach_high():

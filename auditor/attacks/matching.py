@@ -83,15 +83,22 @@ def _head_gradient(problem: Problem) -> _HeadGradient | None:
     sent = problem.gradient[name]
     if sent.dtype != torch.float64:
         return None
-    rank = min(rows + 2, *sent.shape)
-    with torch.random.fork_rng(devices=[]):  # the sketch draws from the global generator
-        torch.manual_seed(0)
-        u, s, v = torch.svd_lowrank(sent, q=rank)
-    left: Tensor = u * s
-    right: Tensor | None = v.mT
-    if (left @ v.mT - sent).norm() > _DROPPED * sent.norm():
-        left, right = sent, None
+    left, right = _low_rank(sent, rows)
+    if (left @ right - sent).norm() > _DROPPED * sent.norm():
+        return _HeadGradient(module, sent, None, sent.square().sum())
     return _HeadGradient(module, left, right, sent.square().sum())
+
+
+def _low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """left (K, r) @ right (r, E), equal to a matrix (K, E) of rank `rank` or less.
+
+    Random sketch of the column space (Halko, Martinsson, Tropp 2011, arXiv:0909.4061).
+    """
+    width = min(rank + 2, *matrix.shape)
+    generator = torch.Generator().manual_seed(0)
+    sketch = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype)
+    left: Tensor = torch.linalg.qr(matrix @ sketch.to(matrix.device)).Q
+    return left, left.mT @ matrix
 
 
 def _distance(

@@ -109,6 +109,8 @@ def _program(path: Path, kind: Kind, *, trust_model: bool) -> _Content:
         with warnings.catch_warnings():
             for ours in (DeprecationWarning, FutureWarning):
                 warnings.filterwarnings("ignore", category=ours, module=r"torch\.|auditor\.")
+            # torch 2.10 warns of its own buffer while it reads a .pt2 file
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
             module = _run_program(path, kind)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
         raise damaged(path.name, f"torch cannot load the {kind} program") from error

@@ -32,6 +32,7 @@ def print_audit(audit: Audit, console: Console) -> None:
     """
     console.print(_headline(audit), highlight=False)
     console.print(_clean(audit.verdict.sentence), highlight=False)
+    _print_list(console, "Recognised", _recognised(audit))
     if audit.findings:
         console.print(_findings(audit), highlight=False)
     _print_list(console, "Could not be looked at", _unseen(audit))
@@ -52,6 +53,13 @@ def _headline(audit: Audit) -> Text:
     names = f"{audit.model.file.name} + {audit.dump.file.name}"
     word = Text(f" {verdict_word(audit).upper()} ", style)
     return Text.assemble(word, f" {score_words(audit)}  ", _clean(names))
+
+
+def _recognised(audit: Audit) -> list[Text]:
+    shape = "x".join(str(side) for side in audit.model.input_shape)
+    model = f"model: {audit.model.architecture}, {audit.model.classes} classes, input {shape}"
+    lines = [model, *(f"model: {note}" for note in audit.model.notes)]
+    return [_clean(line) for line in [*lines, f"dump: {audit.dump.recognised}"]]
 
 
 def _findings(audit: Audit) -> Table:
