@@ -18,7 +18,7 @@ from auditor.checks import caveats_of, contradiction, scale_caveats
 from auditor.errors import UsageError
 from auditor.evidence import examine, is_verified
 from auditor.exhibits import exhibits_of
-from auditor.findings import findings_of, why_nothing, why_unfinished
+from auditor.findings import findings_of, why_nothing, why_unfinished, worst_first
 from auditor.gate import judge
 from auditor.options import Options
 from auditor.problem import make_problem
@@ -92,12 +92,7 @@ def run_audit(
         _report(problem, attack, answers.get(attack.name), findings.get(attack.name, ()), options)
         for attack in options.attacks
     )
-    every = tuple(
-        sorted(
-            (f for found in findings.values() for f in found),
-            key=lambda finding: -finding.severity.score,
-        )
-    )
+    every = worst_first(finding for found in findings.values() for finding in found)
     caveats = _caveats(problem, case, every, evidence)
     verdict = draw_verdict(every, reports, caveats)
     audit = Audit(

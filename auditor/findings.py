@@ -7,7 +7,7 @@ attack has ended: no choice among claims depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +41,12 @@ def findings_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tu
         found += _label_findings(problem, evidence, evidence.recovery.labels, truth)
     if evidence.best is not None:
         found += _input_findings(problem, evidence, truth)
-    return tuple(sorted(found, key=lambda finding: -finding.severity.score))
+    return worst_first(found)
+
+
+def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """By score; of equal ones, what the dump shows by itself before what was measured."""
+    return tuple(sorted(findings, key=lambda f: (-f.severity.score, f.certainty == "measured")))
 
 
 def why_nothing(problem: Problem, evidence: Evidence) -> str:

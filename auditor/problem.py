@@ -31,7 +31,9 @@ def make_problem(
     """
     found = trace(module, knowledge.input_shape)
     dtype = _working_dtype(module, found, device)
-    ours = _audited_copy(module, knowledge.mode).to(device=device, dtype=dtype)
+    ours = _audited_copy(module, knowledge.mode)
+    if any(p.device != device or p.dtype != dtype for p in ours.parameters()):
+        ours = ours.to(device=device, dtype=dtype)
     order = [name for name, _ in module.named_parameters() if name in dump.tensors]
     gradient = {name: dump.tensors[name].to(device=device, dtype=dtype) for name in order}
     return Problem(ours, gradient, dump.precision, knowledge, found)
