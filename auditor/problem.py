@@ -30,18 +30,34 @@ def make_problem(
     Raises InputError when the model cannot take the input shape or has no linear head.
     """
     found = trace(module, knowledge.input_shape)
+    if knowledge.mode == "train" and found.head.features_nonnegative:
+        trained = trace(module, knowledge.input_shape, training=True).head.features_nonnegative
+        found = replace(found, head=replace(found.head, features_nonnegative=trained))
     dtype = _working_dtype(module, found, device)
-    ours = _audited_copy(module, knowledge.mode)
-    if any(p.device != device or p.dtype != dtype for p in ours.parameters()):
-        ours = ours.to(device=device, dtype=dtype)
+    ours = _at(_audited_copy(module, knowledge.mode), device, dtype)
+    if dtype == torch.float64 and not _takes(ours, knowledge.input_shape, device, dtype):
+        dtype = torch.float32  # its forward pass insists on single precision
+        ours = _at(ours, device, dtype)
     order = [name for name, _ in module.named_parameters() if name in dump.tensors]
     gradient = {name: dump.tensors[name].to(device=device, dtype=dtype) for name in order}
     return Problem(ours, gradient, dump.precision, knowledge, found)
 
 
-def with_batch_size(problem: Problem, batch_size: int, knowledge: Knowledge) -> Problem:
-    """The same problem, with a batch size that the dump itself has given away."""
-    return replace(problem, knowledge=replace(knowledge, batch_size=batch_size))
+def _at(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    if all(p.device == device and p.dtype == dtype for p in module.parameters()):
+        return module
+    return module.to(device=device, dtype=dtype)
+
+
+def _takes(
+    module: nn.Module, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> bool:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(torch.zeros(2, *shape, device=device, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _working_dtype(module: nn.Module, found: Trace, device: torch.device) -> torch.dtype:
@@ -54,12 +70,16 @@ def _working_dtype(module: nn.Module, found: Trace, device: torch.device) -> tor
 def _audited_copy(module: nn.Module, mode: str) -> nn.Module:
     """A copy in evaluation mode, but with batch statistics if the client trained with them."""
     ours = copy.deepcopy(module)
+    for parameter in ours.parameters():
+        if parameter.is_leaf:
+            parameter.requires_grad_(True)
     for inner in ours.modules():
         inner.training = False
-        if mode == "train" and isinstance(inner, nn.modules.batchnorm._BatchNorm):
+        if mode == "train" and isinstance(inner, nn.modules.batchnorm._NormBase):
             inner.training = True
-            # With running statistics off, a forward pass writes nothing: passes stay independent.
+            # Without running statistics a forward pass writes nothing: passes stay independent.
             inner.track_running_stats = False
+            inner.running_mean = inner.running_var = None
     return ours
 
 
@@ -93,10 +113,14 @@ def gradient_of(
 
 
 def scale_of(problem: Problem) -> dict[str, Tensor]:
-    """The norm of each tensor of the dump, () each, with a floor for those of pure rounding."""
+    """The norm of each tensor of the dump, () each, with a floor for those of pure rounding.
+
+    With the floor, an error of the dump's precision times the whole gradient is within tolerance in
+    every tensor: a bias before batch norm, say, has a gradient of zero and holds rounding only.
+    """
     norms = {name: tensor.norm() for name, tensor in problem.gradient.items()}
-    total = torch.stack(list(norms.values())).norm()
-    return {name: norm.clamp_min(problem.precision * total) for name, norm in norms.items()}
+    floor = problem.precision / tolerance_of(problem) * torch.stack(list(norms.values())).norm()
+    return {name: norm.clamp_min(floor) for name, norm in norms.items()}
 
 
 def residuals_of(problem: Problem, gradient: Mapping[str, Tensor]) -> dict[str, float]:

@@ -8,7 +8,10 @@ and the operations that made its input say whether its features can be negative.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,20 +28,29 @@ _HANDS_ON = frozenset({
     "view", "_unsafe_view", "reshape", "flatten", "alias", "detach", "clone", "squeeze",
     "unsqueeze", "_to_copy", "contiguous", "expand", "slice",
 })  # fmt: skip
-# After any of these, softmax cross-entropy is the same function of the head's output.
-_SHIFTS_LOGITS = _HANDS_ON | {"_log_softmax"}
+# These turn a matrix over.
+_TURNS = frozenset({"t", "transpose", "permute"})
+# These draw random numbers.
+_DROPS = frozenset({"native_dropout", "bernoulli", "bernoulli_", "rand_like", "alpha_dropout"})
 _LINEAR = frozenset({"addmm", "mm", "linear"})
 # Outputs of these are never negative, whatever goes in.
 _NONNEGATIVE = frozenset({
-    "relu", "relu_", "sigmoid", "sigmoid_", "softplus", "exp", "abs", "square", "_softmax",
+    "relu", "relu_", "sigmoid", "sigmoid_", "softplus", "exp", "abs", "square", "_softmax", "bernoulli", "bernoulli_",
 })  # fmt: skip
 # These keep non-negative inputs non-negative: copies, selections, means, sums and maxima.
 _KEEPS_SIGN = _HANDS_ON | {
     "mean", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
     "max_pool2d_with_indices", "amax", "max", "add", "add_", "cat", "sum", "permute",
-    "transpose", "t", "select", "native_dropout", "dropout", "getitem",
+    "transpose", "t", "select", "native_dropout", "dropout", "getitem", "mul", "mul_", "div", "div_",
 }  # fmt: skip
 _CLAMPS = frozenset({"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_"})
+
+
+@dataclass(eq=False)
+class _Memory:
+    """The storage behind one or more tensors."""
+
+    tensors: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +61,7 @@ class _Node:
     parents: tuple[_Node, ...] = ()
     arguments: tuple[Any, ...] = ()  # positional, None where a tensor stood
     parameter: str | None = None
+    memory: _Memory = field(default_factory=_Memory)
 
 
 class _Recorder(TorchDispatchMode):
@@ -59,61 +72,110 @@ class _Recorder(TorchDispatchMode):
         self.nodes: Any = WeakTensorKeyDictionary()
         self.uses: dict[str, int] = dict.fromkeys(named, 0)
         self.operations = 0
+        self.names: set[str] = set()
         self.writes_through_views = False
         for name, tensor in named.items():
-            self.nodes[tensor] = _Node("parameter", parameter=name)
+            self.nodes[tensor] = _Node("parameter", parameter=name, memory=_Memory(1))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        parents = tuple(
-            self.node_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-        )
-        for parent in parents:
-            if parent.parameter is not None:
-                self.uses[parent.parameter] += 1
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        # Writing through a view changes tensors whose makers we noted earlier.
-        if name.endswith("_") and isinstance(args[0], Tensor) and args[0]._is_view():
-            self.writes_through_views = True
-        plain = tuple(a if isinstance(a, int | float) else None for a in args)
-        plain += tuple((kwargs or {}).values())
+        self.names.add(name)
         self.operations += 1
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.nodes[leaf] = _Node(name, parents, plain)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        parents = tuple(self.node_of(leaf) for leaf in given)
+        self._count_uses(name, parents)
+        plain = tuple(a if isinstance(a, int | float) else None for a in args)
+        plain += tuple(kwargs.values())
+        written = _written(func, args, kwargs)
+        # Writing where another tensor can see it changes values whose makers we noted earlier.
+        if any(self.node_of(leaf).memory.tensors > 1 for leaf in written):
+            self.writes_through_views = True
+        for leaf in [*written, *(o for o in tree_leaves(result) if isinstance(o, Tensor))]:
+            self._note(leaf, _Node(name, parents, plain, memory=self._memory_of(leaf, given)))
         return result
 
+    def _count_uses(self, name: str, parents: tuple[_Node, ...]) -> None:
+        """A view of a parameter is no use of it; what is done with the view is."""
+        if name in _HANDS_ON or name in _TURNS:
+            return
+        for parent in parents:
+            parameter, _ = _parameter_behind(parent)
+            if parameter is not None:
+                self.uses[parameter] += 1
+
+    def _memory_of(self, made: Tensor, given: list[Tensor]) -> _Memory:
+        where = made.untyped_storage().data_ptr()
+        for leaf in given:
+            if leaf.untyped_storage().data_ptr() == where:
+                return self.node_of(leaf).memory
+        return _Memory()
+
+    def _note(self, tensor: Tensor, node: _Node) -> None:
+        known = self.nodes.get(tensor, None)
+        if known is None or known.memory is not node.memory:
+            node.memory.tensors += 1
+        self.nodes[tensor] = node
+
     def node_of(self, tensor: Tensor) -> _Node:
-        found = self.nodes.get(tensor, None)
-        return found if found is not None else _Node("leaf")
+        found: _Node | None = self.nodes.get(tensor, None)
+        if found is None:
+            found = _Node("leaf", memory=_Memory(1))
+            self.nodes[tensor] = found
+        return found
 
 
-def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Trace:
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that an operation writes into, by its schema."""
+    found: list[Tensor] = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return found
+
+
+def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> Trace:
     """Follow one forward pass of two samples of `input_shape` (C, H, W).
 
-    Raises InputError when the model cannot take this shape, or no linear layer makes its output.
+    In evaluation mode, or, on a copy, in training mode: then dropout and whatever else the model
+    does for training are among the operations. Raises InputError when the model cannot take this
+    shape, or no linear layer makes its output.
     """
-    first = next(module.parameters())
-    probe = torch.rand(2, *input_shape, dtype=first.dtype, device=first.device)
+    first = next(module.parameters(), None)
+    if first is None:
+        raise InputError(
+            expected="a model with parameters",
+            found="none",
+            todo="A gradient belongs to parameters: audit the model that was trained.",
+        )
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.rand(2, *input_shape, generator=generator).to(first)
+    module = copy.deepcopy(module).train() if training else module
     recorder = _Recorder(dict(module.named_parameters()))
-    training = [m for m in module.modules() if m.training]
-    for inner in training:  # batch statistics of a random probe must not reach the buffers
-        inner.training = False
-    try:
-        with torch.no_grad(), recorder:
-            output = _forward(module, probe)
-    finally:
-        for inner in training:
-            inner.training = True
-    head = _find_head(recorder, output, dict(module.named_parameters()))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _mode(module, training), recorder:
+        output = _forward(module, probe)
     return Trace(
-        head=head,
+        head=_find_head(recorder, output, dict(module.named_parameters())),
         operations=recorder.operations,
-        dropout=any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()
-        ),
+        dropout=bool(recorder.names & _DROPS)
+        or any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()),
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()),
     )
+
+
+@contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Evaluation mode for a while: batch statistics of a probe must not reach the buffers."""
+    was_training = [inner for inner in module.modules() if inner.training and not training]
+    for inner in was_training:
+        inner.training = False
+    try:
+        yield
+    finally:
+        for inner in was_training:
+            inner.training = True
 
 
 def _forward(module: nn.Module, probe: Tensor) -> Tensor:
@@ -142,24 +204,38 @@ def _first_line(error: Exception) -> str:
 
 
 def _find_head(recorder: _Recorder, output: Tensor, named: dict[str, Tensor]) -> Head:
-    node = _skip(recorder.node_of(output), _SHIFTS_LOGITS)
+    node = _skip(recorder.node_of(output), _HANDS_ON)
+    if node.operation == "_log_softmax" and node.arguments[1] in {1, -1}:
+        # cross-entropy is the same function before and after it
+        node = _skip(node.parents[0], _HANDS_ON)
     if node.operation not in _LINEAR:
         raise _no_head(node.operation)
-    roles = [_parameter_behind(p) for p in node.parents]
-    weight = next((n for n in roles if n is not None and named[n].ndim == 2), None)
-    bias = next((n for n in roles if n is not None and named[n].ndim == 1), None)
-    if weight is None or named[weight].shape[0] != output.shape[1]:
+    weight, bias, features = _roles(node)
+    if weight is None or named[weight].ndim != 2 or named[weight].shape[0] != output.shape[1]:
         raise _no_head(node.operation)
-    if recorder.uses[weight] != 1:
-        raise InputError(
-            expected="a head that is used once per sample",
-            found=f"that its weight {weight!r} takes part in {recorder.uses[weight]} operations",
-            todo="gradaudit cannot read labels off a shared head; audit another model.",
-        )
-    features = next(p for p, role in zip(node.parents, roles, strict=True) if role is None)
+    for name in (weight, bias):
+        if name is not None and recorder.uses[name] != 1:
+            raise InputError(
+                expected="a head that is used once per sample",
+                found=f"that its parameter {name!r} takes part in {recorder.uses[name]} operations",
+                todo="gradaudit cannot read labels off a shared head; audit another model.",
+            )
     classes, width = named[weight].shape
     nonnegative = _nonnegative(features) and not recorder.writes_through_views
     return Head(weight, bias, int(classes), int(width), nonnegative)
+
+
+def _roles(node: _Node) -> tuple[str | None, str | None, _Node]:
+    """Weight, bias and features of x W' (+ b). No weight, unless W is on its side."""
+    parents = node.parents
+    if node.operation == "linear":  # (x, W[, b])
+        features, matrix, turned = parents[0], parents[1], False
+        bias = _parameter_behind(parents[2])[0] if len(parents) > 2 else None
+    else:  # mm (x, W') or addmm (b, x, W')
+        features, matrix, turned = parents[-2], parents[-1], True
+        bias = _parameter_behind(parents[0])[0] if node.operation == "addmm" else None
+    weight, is_turned = _parameter_behind(matrix)
+    return (weight if is_turned == turned else None), bias, features
 
 
 def _no_head(operation: str) -> InputError:
@@ -177,20 +253,32 @@ def _skip(node: _Node, operations: frozenset[str]) -> _Node:
     return node
 
 
-def _parameter_behind(node: _Node) -> str | None:
-    """The parameter that this tensor is a view of, if it is one."""
-    return _skip(node, _HANDS_ON | {"t", "transpose", "permute"}).parameter
+def _parameter_behind(node: _Node) -> tuple[str | None, bool]:
+    """The parameter that this tensor is a view of, if it is one, and whether it is turned over."""
+    turned = False
+    while node.parents and (node.operation in _HANDS_ON or node.operation in _TURNS):
+        turned ^= node.operation in _TURNS
+        node = node.parents[0]
+    return node.parameter, turned
 
 
 def _nonnegative(node: _Node) -> bool:
     """Whether no value of this tensor can be negative, for any input of the model."""
+    told = node.arguments
+    if node.operation == "softplus" and len(told) > 1 and not (told[1] or 0) > 0:
+        return False  # a negative beta turns it over
     if node.operation in _NONNEGATIVE:
         return True
     if node.operation in _CLAMPS:
-        lower = node.arguments[1] if len(node.arguments) > 1 else None
-        return isinstance(lower, int | float) and lower >= 0
-    if node.operation in {"add", "add_"} and any(a is not None for a in node.arguments):
+        bounds = [bound for bound in told[1:3] if bound is not None]
+        lower = told[1] if len(told) > 1 else None
+        return isinstance(lower, int | float) and all(bound >= 0 for bound in bounds)
+    if node.operation in {"add", "add_"} and any(a is not None for a in told):
         return False  # plus a number, or scaled by one
+    if node.operation in {"mul", "mul_", "div", "div_"} and any((a or 0) < 0 for a in told):
+        return False  # by a negative number
+    if node.operation == "avg_pool2d" and len(told) > 6 and told[6] is not None:
+        return False  # divided by a number of the model's own
     return (
         node.operation in _KEEPS_SIGN
         and bool(node.parents)

@@ -62,8 +62,9 @@ def _single(problem: Problem) -> statements.SingleSample | None:
         return None
     matrix = named[head.weight].detach().cpu().double()
     offset = named[head.bias].detach().cpu().double() if head.bias is not None else None
+    told = known.batch_size == 1
     if bias is not None and offset is not None:
-        return statements.single_by_bias(
+        found = statements.single_by_bias(
             weight,
             bias,
             matrix,
@@ -71,10 +72,11 @@ def _single(problem: Problem) -> statements.SingleSample | None:
             precision=problem.precision,
             smoothing=known.label_smoothing,
         )
+        return found if found is not None and (found.proves_single or told) else None
     if known.label_smoothing:
         return None
     return statements.single_without_bias(
-        weight, matrix, offset, precision=problem.precision, told_single=known.batch_size == 1
+        weight, matrix, offset, precision=problem.precision, told_single=told
     )
 
 

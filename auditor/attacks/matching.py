@@ -81,12 +81,21 @@ def _head_gradient(problem: Problem) -> _HeadGradient | None:
     if name not in problem.gradient or type(module) is not nn.Linear or rows is None:
         return None
     sent = problem.gradient[name]
-    if sent.dtype != torch.float64:
+    if sent.dtype != torch.float64 or not _called_once(problem, module, rows):
         return None
     left, right = _low_rank(sent, rows)
     if (left @ right - sent).norm() > _DROPPED * sent.norm():
         return _HeadGradient(module, sent, None, sent.square().sum())
     return _HeadGradient(module, left, right, sent.square().sum())
+
+
+def _called_once(problem: Problem, module: nn.Linear, rows: int) -> bool:
+    """Whether a forward pass calls the head as a module, once, with features (N, E)."""
+    seen: list[Tensor] = []
+    probe = next(iter(problem.gradient.values())).new_zeros(rows, *problem.knowledge.input_shape)
+    with torch.no_grad(), _hook(module, lambda features, _: seen.append(features)):
+        problem.module(probe)
+    return len(seen) == 1 and seen[0].shape == (rows, module.in_features)
 
 
 def _low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

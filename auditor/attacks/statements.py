@@ -17,7 +17,9 @@ from torch import Tensor
 # Relative errors that rounding may leave. Rank one is tight, because a saturated network gives
 # different pictures features that differ by very little.
 _RANK_ONE = 2e-6
-_MATCH = 1e-2
+_MATCH = 1e-3
+_WORST_MATCH = 1e-2
+_SOFTMAX = 4 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,56 @@ def single_by_bias(
 ) -> SingleSample | None:
     """T3: one sample. Its features are e = G'g / |g|^2, its probabilities p = softmax(We + b).
 
-    `head` (K, E) and `offset` (K,) are the parameters W and b. p - g / s must be the label's
-    one-hot vector for some scale s; if it is, label, scale and "one sample" hold together.
+    `head` (K, E) and `offset` (K,) are the parameters W and b. g must be s (p - y) with y the
+    label's (smoothed) one-hot vector and a scale s > 0; if it is for exactly one label, then label,
+    scale and "one sample" hold together. With two classes, or two that take everything, some s
+    always fits: then s must be 1, as it is for one sample unless the dump was rescaled.
     """
-    features = weight.mT @ g / g.square().sum()
-    apart = (weight - g[:, None] * features).norm() / weight.norm()
-    if not apart <= max(_RANK_ONE, 8 * precision):
+    size = g.square().sum()
+    if not size > 0:
         return None
-    label = int(g.argmin())
+    features = weight.mT @ g / size
+    apart = (weight - g[:, None] * features).norm()
+    if not apart <= max(_RANK_ONE, 8 * precision) * weight.norm():
+        return None
     probability = torch.softmax(head @ features + offset, 0)
-    if not _fits(probability, g, label, precision, smoothing):
+    # The label has the lowest entry, or, smoothed and overconfident, the highest.
+    candidates = {int(g.argmin()), int(g.argmax()), int(probability.argmax())}
+    fits = {c: _fits(probability, g, c, precision, smoothing) for c in candidates}
+    fitting = [c for c in candidates if fits[c].fits]
+    if len(fitting) != 1:
         return None
-    return SingleSample(label, "T3", proves_single=True)
+    return SingleSample(fitting[0], "T3", proves_single=fits[fitting[0]].tells)
 
 
-def _fits(p: Tensor, a: Tensor, label: int, precision: float, smoothing: float) -> bool:
-    """Whether p - a / s is the (smoothed) one-hot vector of `label` for some s > 0."""
+@dataclass(frozen=True)
+class _Fit:
+    """Whether a vector fits a label, and whether a batch of several could have fitted as well."""
+
+    fits: bool
+    tells: bool
+
+
+def _fits(p: Tensor, a: Tensor, label: int, precision: float, smoothing: float) -> _Fit:
+    """Compare a with s (p - y) for the (smoothed) one-hot vector y of `label` and some s > 0."""
     target = torch.full_like(p, smoothing / len(p))
     target[label] += 1 - smoothing
     gap = p - target
-    scale = (a @ gap) / (gap @ gap)
+    size = gap.square().sum()
+    if not size > 0:
+        return _Fit(fits=False, tells=False)
+    scale = (a @ gap) / size
     rest = torch.arange(len(p)) != label
-    apart = (gap - a / scale)[rest].norm()
-    return bool(scale > 0) and bool(apart <= max(_MATCH, 8 * precision) * gap[rest].norm())
+    expected, found = gap[rest], a[rest] / scale
+    norm = float(expected.norm().clamp_min(1e-30))
+    # p and a carry the absolute rounding of a softmax in single precision
+    blur = _SOFTMAX / norm
+    allowed = min(max(_MATCH, 8 * precision, blur), _WORST_MATCH)
+    fits = bool(scale > 0) and float((expected - found).norm()) <= allowed * norm
+    # With one large entry beside the label's, some scale fits whatever was sent.
+    several = int((expected.abs() > 4 * allowed * norm).sum()) >= 2
+    unscaled = float((scale - 1).abs()) <= min(16 * precision + blur, _MATCH)
+    return _Fit(fits, fits and (several or unscaled))
 
 
 def single_without_bias(
@@ -91,18 +120,16 @@ def single_without_bias(
     if a is None or v is None:
         return None
     label = int(a.abs().argmax())
-    others = torch.arange(len(a)) != label
+    others = a[torch.arange(len(a)) != label]
     tiny = 8 * precision * float(a.abs().max())
-    opposite = a[others] * a[label] < 0
-    if not bool((opposite | (a[others].abs() <= tiny)).all()):
-        return None
+    opposite = (others * a[label] < 0) & (others.abs() > tiny)
+    if int(opposite.sum()) < 2 or bool((~opposite & (others.abs() > tiny)).any()):
+        return None  # with two classes either may be the odd one out
     logits = head @ v
     shift = torch.zeros_like(logits) if offset is None else offset
     if _one_scale(a, logits, shift, label, precision):
         return SingleSample(label, "T4", proves_single=True)
-    if told_single and int((opposite & (a[others].abs() > tiny)).sum()) >= 2:
-        return SingleSample(label, "T4'", proves_single=False)
-    return None
+    return SingleSample(label, "T4'", proves_single=False) if told_single else None
 
 
 def _rank_one(weight: Tensor, precision: float) -> tuple[Tensor | None, Tensor | None]:
@@ -129,7 +156,7 @@ def _one_scale(a: Tensor, logits: Tensor, offset: Tensor, label: int, precision:
     fitting = [
         t
         for t in roots
-        if _fits(torch.softmax(t * logits + offset, 0), a / t, label, precision, 0.0)
+        if _fits(torch.softmax(t * logits + offset, 0), a / t, label, precision, 0.0).tells
     ]
     return len(fitting) == 1
 

@@ -71,6 +71,7 @@ class _Run:
         self.status: list[Status | None] = [None] * len(start)
         self.moving = torch.ones(len(start), dtype=torch.bool, device=start.device)
         self.evaluations = 0
+        self.young = True  # no step was taken yet
         self.value, self.gradient = self.evaluate(self.x, self.moving)
         self.best_x, self.best_value = self.x.clone(), self.value.clone()
         self.pairs = _Pairs(start, memory)
@@ -89,7 +90,9 @@ class _Run:
         direction = self.pairs.direction(self.gradient)
         slope = (direction * self.gradient).sum(1)
         first = (1 / self.gradient.abs().sum(1).clamp_min(1e-300)).clamp_max(1)
-        length = torch.where(self.pairs.empty, first, torch.ones_like(first))
+        fresh = self.pairs.empty if self.line_search else torch.full_like(self.moving, self.young)
+        length = torch.where(fresh, first, torch.ones_like(first))
+        self.young = False
         if self.line_search:
             uphill = slope >= 0
             direction = torch.where(uphill[:, None], -self.gradient, direction)
@@ -156,63 +159,74 @@ class _Run:
 
 
 class _Pairs:
-    """The last m steps S and gradient changes Y of every row, in a ring."""
+    """The last m steps S and gradient changes Y of every row, each row in a ring of its own."""
 
     def __init__(self, like: Tensor, memory: int) -> None:
         rows, width = like.shape
         self.s, self.y = like.new_zeros(2, rows, memory, width)
         self.sy, self.yy = like.new_zeros(2, rows, memory, memory)
         self.gamma = like.new_ones(rows)
-        self.next = 0
-        self.held = 0
+        self.next, self.count = torch.zeros(2, rows, dtype=torch.int64, device=like.device)
 
     @property
     def empty(self) -> Tensor:
         """Rows (R,) whose memory holds nothing."""
-        some: Tensor = (self.sy.diagonal(dim1=1, dim2=2) > 0).any(1)
-        return ~some
+        none: Tensor = self.count == 0
+        return none
 
     def push(self, step: Tensor, change: Tensor) -> None:
         """Take a pair (R, D) each, except where its curvature is not clearly positive."""
-        curvature = (step * change).sum(1)
-        good = (curvature > 1e-10 * change.square().sum(1).clamp_max(1)).to(step.dtype)
-        slot, memory = self.next, self.s.shape[1]
-        self.next = (slot + 1) % memory
-        self.held = min(self.held + 1, memory)
-        self.s[:, slot], self.y[:, slot] = step * good[:, None], change * good[:, None]
-        held = slice(0, self.held)
-        self.sy[:, slot, held] = torch.einsum("rd,rmd->rm", self.s[:, slot], self.y[:, held])
-        self.sy[:, held, slot] = torch.einsum("rmd,rd->rm", self.s[:, held], self.y[:, slot])
-        cross = torch.einsum("rmd,rd->rm", self.y[:, held], self.y[:, slot])
-        self.yy[:, slot, held] = self.yy[:, held, slot] = cross
-        fresh = curvature / change.square().sum(1).clamp_min(torch.finfo(step.dtype).tiny)
-        self.gamma = torch.where(good > 0, fresh, self.gamma)
+        curvature, size = (step * change).sum(1), change.square().sum(1)
+        rows = (curvature > 1e-10 * size.clamp_max(1)).nonzero().flatten()
+        if len(rows) == 0:
+            return
+        slot, memory = self.next[rows], self.s.shape[1]
+        self.next[rows] = (slot + 1) % memory
+        self.count[rows] = (self.count[rows] + 1).clamp_max(memory)
+        s, y = step[rows], change[rows]
+        self.s[rows, slot], self.y[rows, slot] = s, y
+        held = int(self.count.max())
+        self.sy[rows, slot, :held] = torch.einsum("rd,rmd->rm", s, self.y[rows, :held])
+        self.sy[rows, :held, slot] = torch.einsum("rmd,rd->rm", self.s[rows, :held], y)
+        cross = torch.einsum("rmd,rd->rm", self.y[rows, :held], y)
+        self.yy[rows, slot, :held] = cross
+        self.yy[rows, :held, slot] = cross
+        self.gamma[rows] = curvature[rows] / size[rows]
 
     def clear(self, rows: Tensor) -> None:
         """Forget everything about these rows."""
         if rows.any():
-            for part in (self.s, self.y, self.sy, self.yy):
+            for part in (self.s, self.y, self.sy, self.yy, self.next, self.count):
                 part[rows] = 0
             self.gamma = torch.where(rows, 1.0, self.gamma)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """-H g, (R, D)."""
-        if self.held == 0:
+        held = int(self.count.max())
+        if held == 0:
             return -gradient
-        order = (torch.arange(self.held, device=gradient.device) + self.next) % self.held
-        s, y = self.s[:, : self.held], self.y[:, : self.held]
-        sy = self.sy[:, order][:, :, order]
-        yy = self.yy[:, order][:, :, order]
+        # Oldest first. Rows that hold fewer have empty slots, wherever those come to stand.
+        order = torch.arange(held, device=gradient.device).expand(len(gradient), -1)
+        order = (order + self.next[:, None]) % held if held == self.s.shape[1] else order
+        s, y = self.s[:, :held], self.y[:, :held]
+        sy, yy = _reordered(self.sy, order), _reordered(self.yy, order)
         diagonal = sy.diagonal(dim1=1, dim2=2)
         # An empty slot has a zero step: any positive pivot leaves it without influence.
         r = sy.triu() + torch.diag_embed((diagonal == 0).to(sy.dtype))
         gamma = self.gamma[:, None, None]
-        s_g = torch.einsum("rmd,rd->rm", s, gradient)[:, order, None]
-        y_g = torch.einsum("rmd,rd->rm", y, gradient)[:, order, None]
+        s_g = torch.einsum("rmd,rd->rm", s, gradient).gather(1, order)[..., None]
+        y_g = torch.einsum("rmd,rd->rm", y, gradient).gather(1, order)[..., None]
         a = torch.linalg.solve_triangular(r, s_g, upper=True)
         inner = (torch.diag_embed(diagonal) + gamma * yy) @ a - gamma * y_g
         b = torch.linalg.solve_triangular(r.mT, inner, upper=False)
-        back = torch.argsort(order)
-        step = torch.einsum("rm,rmd->rd", b[:, back, 0], s)
-        step = step - self.gamma[:, None] * torch.einsum("rm,rmd->rd", a[:, back, 0], y)
+        back = order.argsort(1)
+        step = torch.einsum("rm,rmd->rd", b[..., 0].gather(1, back), s)
+        step = step - self.gamma[:, None] * torch.einsum("rm,rmd->rd", a[..., 0].gather(1, back), y)
         return -(self.gamma[:, None] * gradient + step)
+
+
+def _reordered(square: Tensor, order: Tensor) -> Tensor:
+    """(R, m, m) with rows and columns in the order (R, h)."""
+    width = order.shape[1]
+    rows = square.gather(1, order[..., None].expand(-1, -1, square.shape[2]))
+    return rows.gather(2, order[:, None, :].expand(-1, width, -1))
