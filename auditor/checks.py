@@ -92,6 +92,14 @@ def caveats_of(problem: Problem, dump: GradientDump) -> tuple[Caveat, ...]:
                 voids=False,
             )
         )
+    if known.overrides:
+        raised.append(
+            Caveat(
+                "GA307",
+                f"The command line overrides the dump's metadata: {'; '.join(known.overrides)}.",
+                voids=False,
+            )
+        )
     if known.batch_size is None:
         raised.append(
             Caveat(

@@ -35,7 +35,7 @@ def examine(
         for inputs, row_labels in zip(recovery.inputs, labels, strict=True)
     ]
     layers = [residuals_of(problem, row) for row in rows]
-    worst = [_finite(max(layer.values())) for layer in layers]
+    worst = [max(_finite(value) for value in layer.values()) for layer in layers]
     best = int(torch.tensor(worst).argmin())
     agreement, agreeing = _agreement(problem, recovery.inputs, worst, best)
     return Evidence(
@@ -88,15 +88,11 @@ def _agreement(
         if row == best or residual > limit:
             continue
         other = to_pixels(problem, inputs[row]).double().cpu()
-        near = psnr(other[_partners(other, mine)], mine).clamp_max(200.0)  # (N,)
+        # The order within a batch means nothing.
+        near = psnr(other[match_batch(mine, other)], mine).clamp_max(200.0)  # (N,)
         nearest = near if nearest is None else torch.maximum(nearest, near)
         agreeing += int(bool((near >= AGREE).all()))
     return (() if nearest is None else tuple(nearest.tolist())), agreeing
-
-
-def _partners(other: Tensor, mine: Tensor) -> Tensor:
-    """For each of our samples, the index of its partner: the order in a batch means nothing."""
-    return match_batch(other, mine)
 
 
 def _finite(value: float) -> float:

@@ -136,9 +136,11 @@ def _check_flags(flags: Flags) -> None:
         raise _usage(
             "a label smoothing from 0 to below 1", flags.label_smoothing, "--label-smoothing"
         )
-    if flags.std is not None and not all(math.isfinite(s) and s > 0 for s in flags.std):
+    if flags.std is not None and not (
+        flags.std and all(math.isfinite(s) and s > 0 for s in flags.std)
+    ):
         raise _usage("positive standard deviations", _text(flags.std), "--std")
-    if flags.mean is not None and not all(math.isfinite(m) for m in flags.mean):
+    if flags.mean is not None and not (flags.mean and all(math.isfinite(m) for m in flags.mean)):
         raise _usage("finite means", _text(flags.mean), "--mean")
     if flags.input_shape is not None and (
         len(flags.input_shape) != 3 or min(flags.input_shape) < 1
@@ -169,6 +171,10 @@ def _normalisation(
     std, _ = merge.take("std", _spread(flags.std, channels), dump.metadata.std, None)
     if mean is None and std is None:
         merge.note("normalisation", "none: pixels 0..1 go in as they are", "assumed")
+    elif mean is None:
+        merge.note("mean", 0.0, "assumed")
+    elif std is None:
+        merge.note("std", 1.0, "assumed")
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     for flag, values in (("--mean", mean), ("--std", std)):
         if len(values) != channels:

@@ -7,6 +7,7 @@ attack has ended: no choice among claims depends on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -56,6 +57,8 @@ def why_nothing(problem: Problem, evidence: Evidence) -> str:
         if claim is not None and not claim.statements:
             return "no statement about labels could be proved on this dump"
         return "the head's gradient is too small for its precision: no sign can be trusted"
+    if is_verified(problem, evidence):
+        return "the rebuilt picture explains the gradient, but is not like the truth that was given"
     return _unfinished(problem, evidence) + "; a failed search proves nothing"
 
 
@@ -86,7 +89,11 @@ def _label_findings(
 ) -> list[Finding]:
     size, proved = problem.knowledge.batch_size, int(claim.lower.sum())
     measures = [Measure("labels proved", float(proved), f"of {size}" if size else "")]
-    if truth is not None and claim.estimate is not None:
+    if (
+        truth is not None
+        and claim.estimate is not None
+        and len(claim.estimate) == len(truth.labels)
+    ):
         accuracy = label_accuracy(claim.estimate, truth.labels)
         measures.append(Measure("label accuracy (measured)", accuracy, ""))
     if claim.complete:
@@ -119,7 +126,12 @@ def _label_findings(
 
 
 def _input_findings(problem: Problem, evidence: Evidence, truth: Truth | None) -> list[Finding]:
-    measured = None if truth is None else _measured(best_pixels(problem, evidence), truth)
+    assert evidence.best is not None
+    if not math.isfinite(evidence.worst_residuals[evidence.best]):
+        return []
+    pixels = best_pixels(problem, evidence)
+    comparable = truth is not None and truth.inputs.shape == pixels.shape
+    measured = _Measured(pixels.double(), truth) if comparable and truth is not None else None
     found = []
     if measured is not None and measured.leaks:
         found.append(_measured_finding(evidence, measured))
@@ -152,10 +164,6 @@ class _Measured:
             Measure("SSIM, median (measured)", float(self.ssim.median()), ""),
             Measure("MSE, median (measured)", float(self.mse.median()), ""),
         ]
-
-
-def _measured(pixels: Tensor, truth: Truth) -> _Measured:
-    return _Measured(pixels.double(), truth)
 
 
 def _severity_of(decibels: Tensor, certainty: Certainty) -> Severity:
@@ -218,6 +226,10 @@ def _worth(problem: Problem, evidence: Evidence) -> Tensor:
     if evidence.agreement:
         return torch.tensor(evidence.agreement, dtype=torch.float64)
     worth = _UNCONFIRMED["equal" if is_equal(problem, evidence) else "close"]
+    known = problem.knowledge
+    unknowns = (known.batch_size or 1) * math.prod(known.input_shape)
+    if sum(sent.numel() for sent in problem.gradient.values()) < unknowns:
+        worth = 0.0  # fewer numbers than pixels: they fit many pictures
     return torch.full((problem.knowledge.batch_size or 1,), worth, dtype=torch.float64)
 
 

@@ -69,6 +69,8 @@ def make_options(
         raise UsageError(
             expected="a budget above 0 seconds", found=str(budget), todo="Mend --budget."
         )
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(expected="a seed of at most 64 bits", found=str(seed), todo="Mend --seed.")
     return Options(
         preset=chosen,
         attacks=tuple(with_search(attack, chosen.search) for attack in ATTACKS),
@@ -109,8 +111,8 @@ def pick_device(name: str) -> torch.device:
     }
     if name == "auto":
         return torch.device(next(kind for kind, available in there.items() if available))
-    kind = name.partition(":")[0]
-    if not there.get(kind, False):
+    kind, colon, number = name.partition(":")
+    if not there.get(kind, False) or (colon and not number.isdecimal()):
         raise UsageError(
             expected=f"auto, {', '.join(k for k, v in there.items() if v)}",
             found=repr(name),

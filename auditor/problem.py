@@ -30,9 +30,11 @@ def make_problem(
     Raises InputError when the model cannot take the input shape or has no linear head.
     """
     found = trace(module, knowledge.input_shape)
-    if knowledge.mode == "train" and found.head.features_nonnegative:
-        trained = trace(module, knowledge.input_shape, training=True).head.features_nonnegative
-        found = replace(found, head=replace(found.head, features_nonnegative=trained))
+    if knowledge.mode == "train":
+        trained = trace(module, knowledge.input_shape, training=True)
+        both = found.head.features_nonnegative and trained.head.features_nonnegative
+        head = replace(found.head, features_nonnegative=both)
+        found = replace(found, head=head, dropout=found.dropout or trained.dropout)
     dtype = _working_dtype(module, found, device)
     ours = _at(_audited_copy(module, knowledge.mode), device, dtype)
     if dtype == torch.float64 and not _takes(ours, knowledge.input_shape, device, dtype):

@@ -35,13 +35,15 @@ _DROPS = frozenset({"native_dropout", "bernoulli", "bernoulli_", "rand_like", "a
 _LINEAR = frozenset({"addmm", "mm", "linear"})
 # Outputs of these are never negative, whatever goes in.
 _NONNEGATIVE = frozenset({
-    "relu", "relu_", "sigmoid", "sigmoid_", "softplus", "exp", "abs", "square", "_softmax", "bernoulli", "bernoulli_",
+    "relu", "relu_", "sigmoid", "sigmoid_", "softplus", "exp", "abs", "square", "_softmax",
+    "bernoulli", "bernoulli_",
 })  # fmt: skip
 # These keep non-negative inputs non-negative: copies, selections, means, sums and maxima.
 _KEEPS_SIGN = _HANDS_ON | {
     "mean", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
     "max_pool2d_with_indices", "amax", "max", "add", "add_", "cat", "sum", "permute",
-    "transpose", "t", "select", "native_dropout", "dropout", "getitem", "mul", "mul_", "div", "div_",
+    "transpose", "t", "select", "native_dropout", "dropout", "getitem", "mul", "mul_", "div",
+    "div_",
 }  # fmt: skip
 _CLAMPS = frozenset({"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_"})
 
@@ -264,23 +266,28 @@ def _parameter_behind(node: _Node) -> tuple[str | None, bool]:
 
 def _nonnegative(node: _Node) -> bool:
     """Whether no value of this tensor can be negative, for any input of the model."""
-    told = node.arguments
-    if node.operation == "softplus" and len(told) > 1 and not (told[1] or 0) > 0:
-        return False  # a negative beta turns it over
+    if _turned_by_a_number(node):
+        return False
     if node.operation in _NONNEGATIVE:
         return True
     if node.operation in _CLAMPS:
-        bounds = [bound for bound in told[1:3] if bound is not None]
-        lower = told[1] if len(told) > 1 else None
+        bounds = [bound for bound in node.arguments[1:3] if bound is not None]
+        lower = node.arguments[1] if len(node.arguments) > 1 else None
         return isinstance(lower, int | float) and all(bound >= 0 for bound in bounds)
-    if node.operation in {"add", "add_"} and any(a is not None for a in told):
-        return False  # plus a number, or scaled by one
-    if node.operation in {"mul", "mul_", "div", "div_"} and any((a or 0) < 0 for a in told):
-        return False  # by a negative number
-    if node.operation == "avg_pool2d" and len(told) > 6 and told[6] is not None:
-        return False  # divided by a number of the model's own
     return (
         node.operation in _KEEPS_SIGN
         and bool(node.parents)
         and all(_nonnegative(parent) for parent in node.parents)
     )
+
+
+def _turned_by_a_number(node: _Node) -> bool:
+    """Whether a plain number among the arguments may turn the sign."""
+    numbers = [a for a in node.arguments[1:] if isinstance(a, int | float)]
+    if node.operation == "softplus":  # a negative beta turns it over
+        return bool(numbers) and not numbers[0] > 0
+    if node.operation in {"add", "add_"}:  # plus a number, or scaled by one
+        return bool(numbers)
+    if node.operation in {"mul", "mul_", "div", "div_"}:
+        return any(number < 0 for number in numbers)
+    return node.operation == "avg_pool2d" and node.arguments[6:7] not in {(), (None,)}

@@ -23,7 +23,7 @@ def draw_verdict(
     attack that failed proves nothing.
     """
     void = [caveat.message for caveat in caveats if caveat.voids]
-    unseen = [f"{a.name}: {a.reason}" for a in attacks if a.reason and a.outcome != "not selected"]
+    unseen = [f"{a.name}: {a.reason or a.outcome}" for a in attacks if _unfinished(a)]
     if void:
         return Verdict(
             "inconclusive",
@@ -35,7 +35,7 @@ def draw_verdict(
         worst = findings[0]
         sentence = f"{worst.title} ({_CERTAINTY[worst.certainty]})."
         return Verdict("leak", _severity(findings), sentence, tuple(unseen))
-    if unseen or not attacks:
+    if unseen or not any(attack.outcome in {"leak", "nothing shown"} for attack in attacks):
         return Verdict(
             "inconclusive",
             _severity(()),
@@ -48,6 +48,13 @@ def draw_verdict(
         _severity(()),
         "No leak was shown by the attacks that ran. Other attacks may show one.",
         (),
+    )
+
+
+def _unfinished(attack: AttackReport) -> bool:
+    """A leak that gives a reason may be larger than shown."""
+    return attack.outcome in {"failed", "skipped"} or (
+        attack.outcome == "leak" and attack.reason != ""
     )
 
 
