@@ -154,7 +154,9 @@ class LabelClaim:
     statements: tuple[str, ...]  # "T1", "T3", ... that carried the proved part
     premises: tuple[str, ...]  # in words, one per premise
     complete: bool  # the proved part is the whole batch
-    at_least: int = 0  # samples that were proved before a contradiction withdrew the counts
+    at_least: int = (
+        0  # samples that the head's gradient needs; above the batch size: a contradiction
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ ATTACKS: tuple[Attack, ...] = (HeadLabels(), IDLG(), DLG())
 
 def with_search(attack: Attack, search: Search) -> Attack:
     """The same attack with other search settings, if it searches at all."""
-    return type(attack)(search=search) if isinstance(attack, IDLG | DLG) else attack
+    if isinstance(attack, DLG):
+        return DLG(search=search, harden=search != PAPER)
+    return IDLG(search=search) if isinstance(attack, IDLG) else attack
 
 
 __all__ = [

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.base import Watch
-from auditor.attacks.images import Search, run_search, starts
+from auditor.attacks.images import Search, goal_of, run_search, starts
 from auditor.attacks.matching import matching_objective
 from auditor.records import Problem, Recovery
+from auditor.solve import minimize
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class DLG:
     """Searches for the images and their labels at once, without reading any label off."""
 
     search: Search = field(default_factory=Search)
+    harden: bool = True  # at the end, fix the labels found; the papers do not
     name: str = "images.dlg"
     title: str = "Images and labels by gradient matching (DLG)"
 
@@ -59,10 +61,31 @@ class DLG:
             name=self.name,
             watch=watch,
         )
+        labels = found.rows[:, pixels:].view(-1, size, classes).argmax(2)
+        inputs = inputs_of(found.rows)
+        if self.harden and len(inputs) > 0:
+            inputs = torch.stack(
+                [self._hardened(problem, *pair, watch) for pair in zip(inputs, labels, strict=True)]
+            )
         return Recovery(
-            inputs=inputs_of(found.rows),
-            input_labels=found.rows[:, pixels:].view(-1, size, classes).argmax(2),
+            inputs=inputs,
+            input_labels=labels,
             courses=found.courses,
             evaluations=found.evaluations,
             expired=found.expired,
         )
+
+    def _hardened(self, problem: Problem, inputs: Tensor, labels: Tensor, watch: Watch) -> Tensor:
+        """Images (N, C, H, W), moved on with the labels (N,) fixed: hard ones are claimed."""
+        objective = matching_objective(
+            problem, lambda row: (row.view(inputs.shape), labels), weighting=self.search.weighting
+        )
+        solution = minimize(
+            objective,
+            inputs.reshape(1, -1),
+            max_steps=self.search.max_steps // 4,
+            goal=goal_of(problem, self.search),
+            memory=self.search.memory,
+            expired=watch.expired,
+        )
+        return solution.x.view(inputs.shape)

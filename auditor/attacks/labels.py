@@ -81,23 +81,25 @@ def _single(problem: Problem) -> statements.SingleSample | None:
 
 
 def _single_claim(problem: Problem, single: statements.SingleSample) -> LabelClaim:
+    told = problem.knowledge.batch_size == 1
     lower = torch.zeros(problem.trace.head.classes, dtype=torch.int64)
     lower[single.label] = 1
     premises = [_A0]
     if single.proves_single:
         premises.append(
-            "the head's gradient fits one sample through this model, or several that "
-            "the head cannot tell apart (tested)"
+            "the head's gradient fits one sample through this model, or several that the head "
+            "cannot tell apart (tested)"
         )
     else:
         premises.append("the batch holds one sample (as said)")
     return LabelClaim(
         lower,
-        lower.clone(),
+        lower.clone() if told else None,
         torch.tensor([single.label]),
         (single.statement,),
         tuple(premises),
         complete=True,
+        at_least=1,
     )
 
 
@@ -109,41 +111,50 @@ def _batch_claim(problem: Problem, sums: HeadSums) -> LabelClaim:
     if counted:
         used.append("T5")
         premises.append(f"the gradient is the {known.reduction} over the batch (as said)")
-    if size is not None and int(lower.sum()) > size:  # a premise is wrong: withdraw everything
-        proved, lower = int(lower.sum()), torch.zeros_like(lower)
-        guess = _estimate(problem, lower, None)
-        return LabelClaim(lower, None, guess, (), (), complete=False, at_least=proved)
+    proved = max(int(lower.sum()), _rank(problem))
+    if size is not None and proved > size:  # a premise is wrong: withdraw everything
+        nothing = torch.zeros_like(lower)
+        guess = _estimate(problem, nothing, None)
+        return LabelClaim(nothing, None, guess, (), (), complete=False, at_least=proved)
     upper = None if size is None else statements.counts_above(lower, size)
     complete = size is not None and int(lower.sum()) == size
     if size is not None:
         premises.append(f"the batch holds {size} samples (as said)")
         used += ["T6"] if complete else ["T7"] if bool(lower.any()) else []
     estimate = _estimate(problem, lower, upper)
-    return LabelClaim(
-        lower, upper, estimate, tuple(used), tuple(premises), complete, int(lower.sum())
-    )
+    return LabelClaim(lower, upper, estimate, tuple(used), tuple(premises), complete, proved)
+
+
+def _rank(problem: Problem) -> int:
+    """At least so many samples made the head's gradient."""
+    weight, _ = head_gradients(problem)
+    return 0 if weight is None else statements.samples_at_least(weight, problem.precision)
 
 
 def _presence(problem: Problem, sums: HeadSums) -> tuple[Tensor, list[str], list[str]]:
+    """Classes (K,) bool that occur, the statements that say so, and all their premises."""
     weight, bias = head_gradients(problem)
     head, known = problem.trace.head, problem.knowledge
     smoothing = _smoothed_mass(problem)
     present = torch.zeros(head.classes, dtype=torch.bool)
     used, premises = [], [_A0, _hard_labels(problem)]
     if bias is not None and smoothing is not None:
-        margin = max(
-            _NOISE_MARGIN * sums.bias_noise, 4 * problem.precision * float(bias.abs().max())
-        )
-        present |= statements.presence_by_bias(bias, margin=margin, smoothing=smoothing)
-        used.append("T1")
+        margin = _margin(bias, sums.bias_noise, problem.precision)
+        by_bias = statements.presence_by_bias(bias, margin=margin, smoothing=smoothing)
+        present |= by_bias
+        used += ["T1"] if bool(by_bias.any()) else []
     if weight is not None and head.features_nonnegative and not known.label_smoothing:
-        margin = max(
-            _NOISE_MARGIN * sums.weight_noise, 4 * problem.precision * float(weight.abs().max())
-        )
-        present |= statements.presence_by_weight(weight, margin=margin)
-        used.append("T2")
+        margin = _margin(weight, sums.weight_noise, problem.precision)
+        by_weight = statements.presence_by_weight(weight, margin=margin)
+        present |= by_weight
+        used += ["T2"] if bool(by_weight.any()) else []
         premises.append("no feature of the head can be negative (from the traced operations)")
     return present, used, premises
+
+
+def _margin(gradient: Tensor, noise: float, precision: float) -> float:
+    """How far below zero an entry must be: beyond any noise the sums allow, and rounding."""
+    return max(_NOISE_MARGIN * noise, 4 * precision * float(gradient.abs().max()))
 
 
 def _hard_labels(problem: Problem) -> str:
@@ -166,7 +177,7 @@ def _smoothed_mass(problem: Problem) -> float | None:
 
 def _lower_bounds(problem: Problem, sums: HeadSums, present: Tensor) -> tuple[Tensor, bool]:
     """T5 where the scale of the gradient was declared; else one sample for each present class."""
-    weight, bias = head_gradients(problem)
+    _, bias = head_gradients(problem)
     known = problem.knowledge
     lower = present.long()
     if bias is None or not known.reduction_declared or scale_caveats(problem):
@@ -175,7 +186,7 @@ def _lower_bounds(problem: Problem, sums: HeadSums, present: Tensor) -> tuple[Te
         return lower, False
     samples = known.batch_size
     if samples is None:
-        samples = 1 if weight is None else statements.samples_at_least(weight, problem.precision)
+        samples = max(1, _rank(problem))
     rounding = max(1e-4, 4 * problem.precision * samples)
     counts = statements.counts_below(
         bias,
