@@ -77,7 +77,9 @@ EvidenceFlag = Annotated[
         "your eyes only (default elsewhere), or into the report.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing but the report's path and errors.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Samples behind the gradient.")]
 TruthFile = Annotated[
     Path | None,

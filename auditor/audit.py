@@ -48,6 +48,13 @@ from auditor.verdict import draw_verdict
 
 Answer = Evidence | Skipped | Failed
 
+# torch has no types of its own for these: what it says, and what it means for an attack.
+_TOLD = {
+    "not implemented": "an operation of this model has no second derivative in torch",
+    "allocate memory": "out of memory",
+    "more than 1 value per channel": "batch norm in training mode needs more than one sample",
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -81,11 +88,12 @@ def run_audit(
     Raises InputError when model and knowledge do not fit, UsageError when the truth does not.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
-    _check_truth(case)
     problem = make_problem(case.model.module, case.dump, case.knowledge, device=options.device)
+    _check_truth(case.truth, problem)
     deadline = None if options.budget is None else begun + options.budget
     watch = Watch(deadline=deadline, progress=progress)
     problem, answers = _run_attacks(problem, options, watch)
+    _check_truth(case.truth, problem)  # again: the batch size may be known only now
     evidence = tuple(answer for answer in answers.values() if isinstance(answer, Evidence))
     findings = {e.attack: findings_of(problem, e, case.truth) for e in evidence}
     reports = tuple(
@@ -114,14 +122,17 @@ def run_audit(
     return Result(audit, problem, evidence)
 
 
-def _check_truth(case: Case) -> None:
-    if case.truth is None:
+def _check_truth(truth: Truth | None, problem: Problem) -> None:
+    if truth is None:
         return
-    known, shape = case.knowledge, tuple(case.truth.inputs.shape[1:])
-    if shape != known.input_shape or known.batch_size not in {None, len(case.truth.labels)}:
+    known, classes = problem.knowledge, problem.trace.head.classes
+    count, shape = len(truth.labels), tuple(truth.inputs.shape[1:])
+    size = known.batch_size or count
+    if shape != known.input_shape or size != count or int(truth.labels.max()) >= classes:
+        wanted, found = ("x".join(map(str, sides)) for sides in (known.input_shape, shape))
         raise UsageError(
-            expected=f"a truth of {known.batch_size} samples of shape {known.input_shape}",
-            found=f"{len(case.truth.labels)} samples of shape {shape}",
+            expected=f"a truth of {size} samples of shape {wanted}, labels below {classes}",
+            found=f"{count} samples of shape {found}, labels up to {int(truth.labels.max())}",
             todo="Give the truth that belongs to this dump, or mend --batch-size.",
         )
 
@@ -153,11 +164,11 @@ def _run_one(problem: Problem, attack: Attack, options: Options, watch: Watch) -
         recovery = attack.run(problem, seed=options.seed, watch=watch)
     except (torch.OutOfMemoryError, MemoryError):
         return Failed(attack.name, "out of memory")
-    except RuntimeError as error:
-        # torch has no type of its own for a missing second derivative
-        if "not implemented" not in str(error):
+    except (RuntimeError, ValueError) as error:
+        reason = next((why for words, why in _TOLD.items() if words in str(error)), None)
+        if reason is None:
             raise
-        return Failed(attack.name, "an operation of this model has no second derivative in torch")
+        return Failed(attack.name, reason)
     return examine(problem, recovery, attack=attack.name, seconds=time.monotonic() - begun)
 
 

@@ -17,7 +17,7 @@ from auditor import arguments as arg
 from auditor.errors import AuditError, InputError, UsageError
 from auditor.gate import ExitCode
 from auditor.rules import RULES, rule
-from auditor.session import audit_and_write, choices, facts_from, precheck, say
+from auditor.session import audit_and_write, choices, facts_from, precheck, put, say
 
 _EXITS = (
     "Exit codes: 0 passed; 1 leakage at or over --fail-on; 2 usage; 3 input refused or "
@@ -43,7 +43,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if version:
-        sys.stdout.write(f"gradaudit {__version__}\n")
+        put(f"gradaudit {__version__}\n")
         raise typer.Exit
 
 
@@ -200,7 +200,7 @@ def inspect(
     lines += [f"refused: {name}" for name in found.unsafe]
     lines += [f"note: {note}" for note in found.notes]
     for line in lines:
-        sys.stdout.write(printable(line) + "\n")
+        put(printable(line) + "\n")
 
 
 @app.command()
@@ -220,6 +220,10 @@ def render(
             found=f"{audit.name!r}, which cannot be read ({type(error).__name__})",
             todo="Name the file that scan wrote.",
         ) from error
+    if out.exists() and out.samefile(audit):
+        raise UsageError(
+            expected="another file for --out", found="the audit itself", todo="Name another one."
+        )
     page = to_html(from_json(text))
     try:
         out.write_text(page, encoding="utf-8")
@@ -237,7 +241,7 @@ def list_attacks() -> None:
     from auditor.attacks import ATTACKS
 
     for attack in ATTACKS:
-        sys.stdout.write(f"{attack.name:<16}{attack.title}\n")
+        put(f"{attack.name:<16}{attack.title}\n")
 
 
 @app.command()
@@ -259,13 +263,14 @@ def explain(
         f"Why it matters: {entry.matters}",
         f"What to do: {entry.remedy}",
     ):
-        sys.stdout.write(part + "\n")
+        put(part + "\n")
     if entry.references:
-        sys.stdout.write(f"References: {', '.join(entry.references)}\n")
+        put(f"References: {', '.join(entry.references)}\n")
 
 
 def main() -> None:
     """Run the command line and exit with one of `ExitCode`, whatever happens."""
+    _open_streams()
     try:
         code = app(standalone_mode=False)
     except AuditError as error:
@@ -276,13 +281,32 @@ def main() -> None:
         code = ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone: nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.PASS
+    except SystemExit as leaving:
+        code = _code_of(leaving)
     except Exception as error:  # noqa: BLE001 - a crash must not look like a failed gate
         _report_crash(error)
         code = ExitCode.INTERNAL
     sys.exit(int(code or 0))
+
+
+def _open_streams() -> None:
+    """A stream that was closed before we began is None: what goes there goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the whole process
+
+
+def _code_of(leaving: SystemExit) -> int:
+    """Completion, and a help text whose reader has gone, leave like this.
+
+    So may the code of a model, and that is neither a pass nor a leak. It runs after torch is there.
+    """
+    if "torch" in sys.modules:
+        sys.stderr.write("gradaudit: the model's code ended the process. No verdict was reached.\n")
+        return ExitCode.INTERNAL
+    if isinstance(leaving.__context__, BrokenPipeError):
+        return ExitCode.PASS
+    return leaving.code if isinstance(leaving.code, int) else ExitCode.PASS
 
 
 def _report_crash(error: Exception) -> None:

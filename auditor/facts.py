@@ -17,6 +17,8 @@ from auditor.errors import InputError, UsageError
 from auditor.records import Assumption, GradientDump, Knowledge, Mode, Origin, Reduction
 
 _LARGEST_SIDE = 320
+_LARGEST_INPUT = 1 << 28  # numbers
+_LARGEST_BATCH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,12 @@ def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
             found=f"the loss {meta.loss!r} in its metadata",
             todo="gradaudit cannot audit this loss yet.",
         )
+    if meta.batch_size is not None and meta.batch_size > _LARGEST_BATCH:
+        raise InputError(
+            expected=f"a dump of at most {_LARGEST_BATCH} samples",
+            found=f"{meta.batch_size} in its metadata",
+            todo="Dump a smaller batch.",
+        )
     merge = _Merge()
     shape = _input_shape(merge, flags, meta.input_shape, module)
     mean, std = _normalisation(merge, flags, dump, shape[0])
@@ -130,8 +138,8 @@ def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
 
 
 def _check_flags(flags: Flags) -> None:
-    if flags.batch_size is not None and flags.batch_size < 1:
-        raise _usage("a batch size of at least 1", flags.batch_size, "--batch-size")
+    if flags.batch_size is not None and not 1 <= flags.batch_size <= _LARGEST_BATCH:
+        raise _usage(f"a batch size from 1 to {_LARGEST_BATCH}", flags.batch_size, "--batch-size")
     if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
         raise _usage(
             "a label smoothing from 0 to below 1", flags.label_smoothing, "--label-smoothing"
@@ -142,12 +150,16 @@ def _check_flags(flags: Flags) -> None:
         raise _usage("positive standard deviations", _text(flags.std), "--std")
     if flags.mean is not None and not (flags.mean and all(math.isfinite(m) for m in flags.mean)):
         raise _usage("finite means", _text(flags.mean), "--mean")
-    if flags.input_shape is not None and (
-        len(flags.input_shape) != 3 or min(flags.input_shape) < 1
-    ):
+    if flags.input_shape is not None and not _is_picture(flags.input_shape):
         raise _usage(
-            "three positive sizes such as 3x32x32", _text(flags.input_shape), "--input-shape"
+            f"three positive sizes such as 3x32x32, at most {_LARGEST_INPUT} numbers",
+            _text(flags.input_shape),
+            "--input-shape",
         )
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and min(shape) >= 1 and math.prod(shape) <= _LARGEST_INPUT
 
 
 def _usage(expected: str, found: object, flag: str) -> UsageError:

@@ -99,6 +99,8 @@ def _label_findings(
     if claim.complete:
         severity = label_severity(proved_share=1.0, complete=True, estimated=True)
         what = "The label of the only sample is" if proved == 1 else f"All {proved} labels are"
+        if claim.upper is None:  # nobody said that there is one
+            what = "The label of the only sample, or of all if the head cannot tell them apart, is"
         text = f"{what} proved by {', '.join(claim.statements)}."
         return [_finding("GA101", severity, "proved", text, evidence, measures, claim.premises)]
     found = []

@@ -16,46 +16,55 @@ from auditor.evidence import best_pixels
 from auditor.exhibits import certainty_of, png_of
 from auditor.records import Evidence
 from auditor.report.audit_json import to_json
-from auditor.report.directory import check_target
+from auditor.report.directory import OURS, check_target
 from auditor.report.html import to_html
 
 
 def write_audit(result: Result, out: Path, *, overwrite: bool = False) -> None:
     """Write audit.json, report.html and, with separate evidence, evidence/ into `out`.
 
-    Everything is made in a directory beside `out` and moved there at the end, so that two audits
-    are never mixed. Raises UsageError as `check_target` does.
+    Everything is made in a hidden directory and moved at the end, so that two audits are never
+    mixed. A directory that is there already stays: it may be a mount or a link. Raises UsageError
+    as `check_target` does.
     """
     check_target(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    out = out.resolve()
+    home = out if out.exists() else out.parent
+    home.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=home))
     try:
-        for name, text in (
-            ("audit.json", to_json(result.audit)),
-            ("report.html", to_html(result.audit)),
-        ):
-            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
-        if result.audit.evidence == "separate":
-            _write_evidence(result, fresh / "evidence")
-        if result.audit.evidence == "embed":
-            (fresh / "audit.json").chmod(0o600)
-            (fresh / "report.html").chmod(0o600)
-            fresh.chmod(0o700)
+        _fill(fresh, result)
+        if home == out:
+            _replace(out, fresh)
         else:
-            fresh.chmod(0o755)
-        _swap(fresh, out)
+            fresh.chmod(0o700 if result.audit.evidence == "embed" else 0o755)
+            fresh.rename(out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _swap(fresh: Path, out: Path) -> None:
-    if not out.exists():
-        fresh.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-    out.rename(old / out.name)
-    fresh.rename(out)
-    shutil.rmtree(old)
+def _fill(folder: Path, result: Result) -> None:
+    for name, text in (
+        ("audit.json", to_json(result.audit)),
+        ("report.html", to_html(result.audit)),
+    ):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        if result.audit.evidence == "embed":
+            (folder / name).chmod(0o600)
+    if result.audit.evidence == "separate":
+        _write_evidence(result, folder / "evidence")
+
+
+def _replace(out: Path, fresh: Path) -> None:
+    """Move what is in `fresh` into `out`, after all of the older audit is out of the way."""
+    made = list(fresh.iterdir())
+    old = fresh / "old"
+    old.mkdir()
+    for name in OURS:
+        if (out / name).exists():
+            (out / name).rename(old / name)
+    for entry in made:
+        entry.rename(out / entry.name)
 
 
 def _write_evidence(result: Result, folder: Path) -> None:

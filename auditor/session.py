@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 from rich.console import Console
@@ -52,7 +52,7 @@ def audit_and_write(
         if (out / "evidence").exists():
             say(f"Evidence, for your eyes only: {out / 'evidence'}", quiet)
         say("Report:", quiet)
-    sys.stdout.write(f"{out / 'report.html'}\n")
+    put(f"{out / 'report.html'}\n")
     raise typer.Exit(result.audit.gate.exit_code)
 
 
@@ -82,7 +82,8 @@ def choices(
     from auditor.options import make_options
     from auditor.report.command import public_command
 
-    chosen = evidence or ("none" if os.environ.get("CI") else "separate")
+    default = "none" if os.environ.get("CI") else "separate"
+    chosen = default if evidence is None else evidence
     if chosen not in {"none", "separate", "embed"}:
         raise UsageError(
             expected="none, separate or embed", found=repr(evidence), todo="Mend --evidence."
@@ -122,9 +123,30 @@ def facts_from(
     )
 
 
+class _PatientConsole(Console):
+    """A console whose reader may leave; rich would end the process with the code of a leak."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _silence(sys.stderr)
+
+
 def stderr_console() -> Console:
     """Where people read. Never animated when CI says so."""
-    return Console(stderr=True, force_interactive=False if os.environ.get("CI") else None)
+    return _PatientConsole(stderr=True, force_interactive=False if os.environ.get("CI") else None)
+
+
+def put(text: str) -> None:
+    """What was asked for, on stdout. That its reader has gone changes no exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+
+
+def _silence(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(text: str, quiet: bool) -> None:

@@ -17,6 +17,7 @@ from auditor.facts import Flags, deduce_input_shape
 from auditor.inputs.gradients import load_gradients
 from auditor.inputs.images import load_dataset_samples, load_images
 from auditor.records import GradientDump, Mode, Truth
+from auditor.trace import trace
 
 
 def simulate_dump(
@@ -27,6 +28,10 @@ def simulate_dump(
     `keep` is where the dump is left; otherwise it lives in a temporary directory only. Raises
     UsageError when labels and model do not fit.
     """
+    if keep is not None and keep.exists():
+        raise UsageError(
+            expected="a new file for the dump", found=f"{keep.name!r}", todo="Name another one."
+        )
     mode: Mode = flags.mode or "eval"
     gradients = client_gradient(module, truth, flags, mode)
     channels = truth.inputs.shape[1]
@@ -49,20 +54,17 @@ def simulate_dump(
 
 def client_gradient(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -> dict[str, Tensor]:
     """What `loss.backward()` leaves in the parameters; the module itself is not touched."""
-    client = copy.deepcopy(module)
-    if mode == "train":
-        client.train()
-    first = next(client.parameters())
-    channels = truth.inputs.shape[1]
-    mean = torch.tensor(_spread(flags.mean, channels, 0.0)).view(-1, 1, 1)
-    std = torch.tensor(_spread(flags.std, channels, 1.0)).view(-1, 1, 1)
-    logits = client(((truth.inputs - mean) / std).to(first.dtype))
-    if int(truth.labels.min()) < 0 or int(truth.labels.max()) >= logits.shape[1]:
+    classes = trace(module, tuple(truth.inputs.shape[1:])).head.classes
+    if int(truth.labels.min()) < 0 or int(truth.labels.max()) >= classes:
         raise UsageError(
-            expected=f"labels from 0 to {logits.shape[1] - 1}, the classes of this model",
+            expected=f"labels from 0 to {classes - 1}, the classes of this model",
             found=f"one from {int(truth.labels.min())} to {int(truth.labels.max())}",
             todo="Mend --label.",
         )
+    client = copy.deepcopy(module).requires_grad_(True)
+    if mode == "train":
+        client.train()
+    logits = _logits(client, truth, flags)
     loss = F.cross_entropy(
         logits,
         truth.labels,
@@ -72,6 +74,22 @@ def client_gradient(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -
     named = dict(client.named_parameters())
     parts = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     return {name: part for name, part in zip(named, parts, strict=True) if part is not None}
+
+
+def _logits(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
+    first = next(client.parameters())
+    channels = truth.inputs.shape[1]
+    mean = torch.tensor(_spread(flags.mean, channels, 0.0)).view(-1, 1, 1)
+    std = torch.tensor(_spread(flags.std, channels, 1.0)).view(-1, 1, 1)
+    try:
+        logits: Tensor = client(((truth.inputs - mean) / std).to(first.dtype))
+    except ValueError as error:  # batch norm cannot train on one value a channel
+        raise UsageError(
+            expected="samples that the model can train on",
+            found=str(error),
+            todo="Give more samples, or say --mode eval.",
+        ) from error
+    return logits
 
 
 def read_samples(
@@ -128,6 +146,12 @@ def shape_for(module: nn.Module, flags: Flags) -> tuple[int, int, int]:
 
 
 def _spread(values: tuple[float, ...] | None, channels: int, default: float) -> tuple[float, ...]:
-    if values is None:
-        return (default,) * channels
-    return values * channels if len(values) == 1 else values
+    if values is None or len(values) == 1:
+        return (values or (default,)) * channels
+    if len(values) != channels:
+        raise UsageError(
+            expected=f"one number or {channels}, one for each channel of the input shape",
+            found=f"{len(values)} for mean or std",
+            todo="Mend --mean or --std.",
+        )
+    return values

@@ -215,6 +215,8 @@ def _find_head(recorder: _Recorder, output: Tensor, named: dict[str, Tensor]) ->
     weight, bias, features = _roles(node)
     if weight is None or named[weight].ndim != 2 or named[weight].shape[0] != output.shape[1]:
         raise _no_head(node.operation)
+    if bias is not None and named[bias].numel() != output.shape[1]:
+        raise _no_head(node.operation)
     for name in (weight, bias):
         if name is not None and recorder.uses[name] != 1:
             raise InputError(
@@ -223,7 +225,7 @@ def _find_head(recorder: _Recorder, output: Tensor, named: dict[str, Tensor]) ->
                 todo="gradaudit cannot read labels off a shared head; audit another model.",
             )
     classes, width = named[weight].shape
-    nonnegative = _nonnegative(features) and not recorder.writes_through_views
+    nonnegative = _nonnegative(features, {}) and not recorder.writes_through_views
     return Head(weight, bias, int(classes), int(width), nonnegative)
 
 
@@ -264,8 +266,14 @@ def _parameter_behind(node: _Node) -> tuple[str | None, bool]:
     return node.parameter, turned
 
 
-def _nonnegative(node: _Node) -> bool:
+def _nonnegative(node: _Node, known: dict[_Node, bool]) -> bool:
     """Whether no value of this tensor can be negative, for any input of the model."""
+    if node not in known:
+        known[node] = _makes_nonnegative(node, known)
+    return known[node]
+
+
+def _makes_nonnegative(node: _Node, known: dict[_Node, bool]) -> bool:
     if _turned_by_a_number(node):
         return False
     if node.operation in _NONNEGATIVE:
@@ -277,7 +285,7 @@ def _nonnegative(node: _Node) -> bool:
     return (
         node.operation in _KEEPS_SIGN
         and bool(node.parents)
-        and all(_nonnegative(parent) for parent in node.parents)
+        and all(_nonnegative(parent, known) for parent in node.parents)
     )
 
 

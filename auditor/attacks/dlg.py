@@ -16,7 +16,7 @@ from auditor.attacks.base import Watch
 from auditor.attacks.images import Search, goal_of, run_search, starts
 from auditor.attacks.matching import matching_objective
 from auditor.records import Problem, Recovery
-from auditor.solve import minimize
+from auditor.solve import Solution, Status, minimize
 
 
 @dataclass(frozen=True)
@@ -62,25 +62,26 @@ class DLG:
             watch=watch,
         )
         labels = found.rows[:, pixels:].view(-1, size, classes).argmax(2)
-        inputs = inputs_of(found.rows)
-        if self.harden and len(inputs) > 0:
-            inputs = torch.stack(
-                [self._hardened(problem, *pair, watch) for pair in zip(inputs, labels, strict=True)]
-            )
+        inputs, evaluations = inputs_of(found.rows).clone(), found.evaluations
+        for row, course in enumerate(found.courses):
+            if self.harden and course.status == Status.CONVERGED.value:
+                solution = self._hardened(problem, inputs[row], labels[row], watch)
+                inputs[row] = solution.x.view(shape)
+                evaluations += solution.evaluations
         return Recovery(
             inputs=inputs,
             input_labels=labels,
             courses=found.courses,
-            evaluations=found.evaluations,
+            evaluations=evaluations,
             expired=found.expired,
         )
 
-    def _hardened(self, problem: Problem, inputs: Tensor, labels: Tensor, watch: Watch) -> Tensor:
+    def _hardened(self, problem: Problem, inputs: Tensor, labels: Tensor, watch: Watch) -> Solution:
         """Images (N, C, H, W), moved on with the labels (N,) fixed: hard ones are claimed."""
         objective = matching_objective(
             problem, lambda row: (row.view(inputs.shape), labels), weighting=self.search.weighting
         )
-        solution = minimize(
+        return minimize(
             objective,
             inputs.reshape(1, -1),
             max_steps=self.search.max_steps // 4,
@@ -88,4 +89,3 @@ class DLG:
             memory=self.search.memory,
             expired=watch.expired,
         )
-        return solution.x.view(inputs.shape)

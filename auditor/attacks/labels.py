@@ -63,6 +63,7 @@ def _single(problem: Problem) -> statements.SingleSample | None:
     matrix = named[head.weight].detach().cpu().double()
     offset = named[head.bias].detach().cpu().double() if head.bias is not None else None
     told = known.batch_size == 1
+    found: statements.SingleSample | None = None
     if bias is not None and offset is not None:
         found = statements.single_by_bias(
             weight,
@@ -72,12 +73,11 @@ def _single(problem: Problem) -> statements.SingleSample | None:
             precision=problem.precision,
             smoothing=known.label_smoothing,
         )
-        return found if found is not None and (found.proves_single or told) else None
-    if known.label_smoothing:
-        return None
-    return statements.single_without_bias(
-        weight, matrix, offset, precision=problem.precision, told_single=told
-    )
+    elif not known.label_smoothing:
+        found = statements.single_without_bias(
+            weight, matrix, offset, precision=problem.precision, told_single=told
+        )
+    return found if found is not None and (found.proves_single or told) else None
 
 
 def _single_claim(problem: Problem, single: statements.SingleSample) -> LabelClaim:

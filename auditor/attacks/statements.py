@@ -9,6 +9,7 @@ activation, which iDLG needs for the rows of the weight (T2) only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 _RANK_ONE = 2e-6
 _MATCH = 1e-3
 _WORST_MATCH = 1e-2
+# Up to this precision one sample can be told from several of one class: their features differ.
+_FINE = 1e-6
 _SOFTMAX = 4 * torch.finfo(torch.float32).eps
 
 
@@ -104,7 +107,7 @@ def _fits(p: Tensor, a: Tensor, label: int, precision: float, smoothing: float) 
     # With one large entry beside the label's, some scale fits whatever was sent.
     several = int((expected.abs() > 4 * allowed * norm).sum()) >= 2
     unscaled = float((scale - 1).abs()) <= min(16 * precision + blur, _MATCH)
-    return _Fit(fits, fits and (several or unscaled))
+    return _Fit(fits, fits and precision <= _FINE and (several or unscaled))
 
 
 def single_without_bias(
@@ -127,8 +130,9 @@ def single_without_bias(
         return None  # with two classes either may be the odd one out
     logits = head @ v
     shift = torch.zeros_like(logits) if offset is None else offset
-    if _one_scale(a, logits, shift, label, precision):
-        return SingleSample(label, "T4", proves_single=True)
+    fit = _one_scale(a, logits, shift, label, precision)
+    if fit is not None:
+        return SingleSample(label, "T4", proves_single=fit.tells)
     return SingleSample(label, "T4'", proves_single=False) if told_single else None
 
 
@@ -141,8 +145,10 @@ def _rank_one(weight: Tensor, precision: float) -> tuple[Tensor | None, Tensor |
     return a, v
 
 
-def _one_scale(a: Tensor, logits: Tensor, offset: Tensor, label: int, precision: float) -> bool:
-    """Whether exactly one scale t makes softmax(t * logits + offset) - a / t one-hot."""
+def _one_scale(
+    a: Tensor, logits: Tensor, offset: Tensor, label: int, precision: float
+) -> _Fit | None:
+    """How softmax(t * logits + offset) - a / t is one-hot, if it is for exactly one scale t."""
     sign = -1.0 if a[label] > 0 else 1.0
     grid = sign * torch.logspace(-4, 5, 600, dtype=a.dtype)
 
@@ -153,16 +159,14 @@ def _one_scale(a: Tensor, logits: Tensor, offset: Tensor, label: int, precision:
     values = miss(grid)
     crossing = (values[:-1] * values[1:] < 0).nonzero().flatten()
     roots = [_bisect(miss, grid[i], grid[i + 1]) for i in crossing.tolist()]
-    fitting = [
-        t
-        for t in roots
-        if _fits(torch.softmax(t * logits + offset, 0), a / t, label, precision, 0.0).tells
+    fits = [
+        _fits(torch.softmax(t * logits + offset, 0), a / t, label, precision, 0.0) for t in roots
     ]
-    return len(fitting) == 1
+    fitting = [fit for fit in fits if fit.fits]
+    return fitting[0] if len(fitting) == 1 else None
 
 
-def _bisect(miss: object, low: Tensor, high: Tensor) -> Tensor:
-    assert callable(miss)
+def _bisect(miss: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     for _ in range(80):
         middle = (low + high) / 2
         same = bool(miss(middle[None])[0] * miss(low[None])[0] > 0)

@@ -32,6 +32,7 @@ _USER_FAULTS = (
     ArithmeticError,
     AssertionError,
     OSError,
+    SystemExit,  # else its code would pass for ours
 )
 
 
