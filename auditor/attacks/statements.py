@@ -131,8 +131,8 @@ def single_without_bias(
     logits = head @ v
     shift = torch.zeros_like(logits) if offset is None else offset
     fit = _one_scale(a, logits, shift, label, precision)
-    if fit is not None:
-        return SingleSample(label, "T4", proves_single=fit.tells)
+    if fit is not None and fit.tells:
+        return SingleSample(label, "T4", proves_single=True)
     return SingleSample(label, "T4'", proves_single=False) if told_single else None
 
 
