@@ -79,10 +79,19 @@ def test_labels(size, evidence, rows):
 def test_the_summary_counts_and_names_no_class():
     (finding,) = findings_of(problem_for(4), label_evidence([0, 2, 0, 1]), None)
     assert finding.summary == "At least 3 of 4 labels, of 2 classes, are proved by T1."
-    (single,) = findings_of(
-        problem_for(1), label_evidence([0, 0, 1, 0], complete=True, statements=("T3",)), None
-    )
-    assert single.summary == "The label of the only sample is proved by T3."
+
+
+@pytest.mark.parametrize(
+    ("upper", "whose"),
+    [
+        (torch.tensor([0, 0, 1, 0]), "The label of the only sample is"),
+        (None, "The label of the only sample, or of all if the head cannot tell them apart, is"),
+    ],
+)
+def test_one_sample_or_several_alike(upper, whose):
+    evidence = label_evidence([0, 0, 1, 0], complete=True, statements=("T3",), upper=upper)
+    (finding,) = findings_of(problem_for(1), evidence, None)
+    assert finding.summary == f"{whose} proved by T3."
 
 
 def test_label_accuracy_is_measured_with_truth_and_changes_nothing_else():
