@@ -183,12 +183,12 @@ class _Pairs:
         slot, memory = self.next[rows], self.s.shape[1]
         self.next[rows] = (slot + 1) % memory
         self.count[rows] = (self.count[rows] + 1).clamp_max(memory)
-        s, y = step[rows], change[rows]
-        self.s[rows, slot], self.y[rows, slot] = s, y
+        self.s[rows, slot], self.y[rows, slot] = step[rows], change[rows]
         held = int(self.count.max())
-        self.sy[rows, slot, :held] = torch.einsum("rd,rmd->rm", s, self.y[rows, :held])
-        self.sy[rows, :held, slot] = torch.einsum("rmd,rd->rm", self.s[rows, :held], y)
-        cross = torch.einsum("rmd,rd->rm", self.y[rows, :held], y)
+        # Products for all rows, kept for some: picking rows first would copy the whole memory.
+        cross = torch.einsum("rmd,rd->rm", self.y[:, :held], change)[rows]
+        self.sy[rows, slot, :held] = torch.einsum("rmd,rd->rm", self.y[:, :held], step)[rows]
+        self.sy[rows, :held, slot] = torch.einsum("rmd,rd->rm", self.s[:, :held], change)[rows]
         self.yy[rows, slot, :held] = cross
         self.yy[rows, :held, slot] = cross
         self.gamma[rows] = curvature[rows] / size[rows]
