@@ -166,7 +166,7 @@ def demo(
     overwrite: arg.Overwrite = False,
     quiet: arg.Quiet = False,
 ) -> None:
-    """A real leak in under a minute, offline: the report shows the picture."""
+    """A real leak, offline: the report shows the picture."""
     precheck(out, overwrite, None)
     options = choices("standard", None, seed, None, device, "embed")
     from auditor.demo import demo_case

@@ -1,4 +1,4 @@
-"""A real leak in under a minute, offline: a drawn picture, the papers' LeNet, one gradient."""
+"""A real leak, offline: a drawn picture, the papers' LeNet, one gradient."""
 
 from __future__ import annotations
 

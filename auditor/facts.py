@@ -179,27 +179,38 @@ def _input_shape(
 def _normalisation(
     merge: _Merge, flags: Flags, dump: GradientDump, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    mean, _ = merge.take("mean", _spread(flags.mean, channels), dump.metadata.mean, None)
-    std, _ = merge.take("std", _spread(flags.std, channels), dump.metadata.std, None)
+    said_mean = None if flags.mean is None else _spread(flags.mean, channels)
+    said_std = None if flags.std is None else _spread(flags.std, channels)
+    mean, _ = merge.take("mean", said_mean, dump.metadata.mean, None)
+    std, _ = merge.take("std", said_std, dump.metadata.std, None)
     if mean is None and std is None:
         merge.note("normalisation", "none: pixels 0..1 go in as they are", "assumed")
     elif mean is None:
         merge.note("mean", 0.0, "assumed")
     elif std is None:
         merge.note("std", 1.0, "assumed")
-    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
-    for flag, values in (("--mean", mean), ("--std", std)):
-        if len(values) != channels:
-            raise UsageError(
-                expected=f"one number or {channels}, one for each channel of the input shape",
-                found=f"{len(values)} for {flag[2:]}",
-                todo=f"Mend {flag} or --input-shape.",
-            )
-    return mean, std
+    return (
+        per_channel(mean, channels, default=0.0, flag="--mean"),
+        per_channel(std, channels, default=1.0, flag="--std"),
+    )
 
 
-def _spread(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
-    return values * channels if values is not None and len(values) == 1 else values
+def per_channel(
+    values: tuple[float, ...] | None, channels: int, *, default: float, flag: str
+) -> tuple[float, ...]:
+    """One number a channel, from none, one or all of them. Raises UsageError for another count."""
+    spread = _spread(values or (default,), channels)
+    if len(spread) != channels:
+        raise UsageError(
+            expected=f"one number or {channels}, one for each channel of the input shape",
+            found=f"{len(spread)} for {flag[2:]}",
+            todo=f"Mend {flag} or --input-shape.",
+        )
+    return spread
+
+
+def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values * channels if len(values) == 1 else values
 
 
 def deduce_input_shape(module: nn.Module) -> tuple[int, ...]:

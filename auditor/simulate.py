@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from auditor.dumping import save_gradients
 from auditor.errors import UsageError
-from auditor.facts import Flags, deduce_input_shape
+from auditor.facts import Flags, deduce_input_shape, per_channel
 from auditor.inputs.gradients import load_gradients
 from auditor.inputs.images import load_dataset_samples, load_images
 from auditor.records import GradientDump, Mode, Truth
@@ -46,8 +46,8 @@ def simulate_dump(
             reduction=flags.reduction or "mean",
             label_smoothing=flags.label_smoothing or 0.0,
             mode=mode,
-            mean=_spread(flags.mean, channels, 0.0),
-            std=_spread(flags.std, channels, 1.0),
+            mean=per_channel(flags.mean, channels, default=0.0, flag="--mean"),
+            std=per_channel(flags.std, channels, default=1.0, flag="--std"),
         )
         return load_gradients(path, module)
 
@@ -79,8 +79,10 @@ def client_gradient(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -
 def _logits(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
     first = next(client.parameters())
     channels = truth.inputs.shape[1]
-    mean = torch.tensor(_spread(flags.mean, channels, 0.0)).view(-1, 1, 1)
-    std = torch.tensor(_spread(flags.std, channels, 1.0)).view(-1, 1, 1)
+    mean, std = (
+        torch.tensor(per_channel(values, channels, default=default, flag=flag)).view(-1, 1, 1)
+        for values, default, flag in ((flags.mean, 0.0, "--mean"), (flags.std, 1.0, "--std"))
+    )
     try:
         logits: Tensor = client(((truth.inputs - mean) / std).to(first.dtype))
     except ValueError as error:  # batch norm cannot train on one value a channel
@@ -143,15 +145,3 @@ def shape_for(module: nn.Module, flags: Flags) -> tuple[int, int, int]:
     """The input shape that was said, or the only one that fits. Raises UsageError."""
     channels, height, width = flags.input_shape or deduce_input_shape(module)
     return channels, height, width
-
-
-def _spread(values: tuple[float, ...] | None, channels: int, default: float) -> tuple[float, ...]:
-    if values is None or len(values) == 1:
-        return (values or (default,)) * channels
-    if len(values) != channels:
-        raise UsageError(
-            expected=f"one number or {channels}, one for each channel of the input shape",
-            found=f"{len(values)} for mean or std",
-            todo="Mend --mean or --std.",
-        )
-    return values

@@ -448,10 +448,11 @@ def test_a_run_that_fails_leaves_nothing(case, monkeypatch):
     assert contents(case) == kept  # the older audit is still there, whole
 
 
-def test_the_users_files_stay_as_they_are(case):
+def test_the_users_files_stay_as_they_are(case, tmp_path_factory):
     write_truth(case, 1)
     before = contents(case)
-    assert gradaudit(*SCAN, "--truth", "truth.pt", "--out", "../out", cwd=case).code == 0
+    out = str(tmp_path_factory.mktemp("elsewhere") / "out")
+    assert gradaudit(*SCAN, "--truth", "truth.pt", "--out", out, cwd=case).code == 0
     assert contents(case) == before
 
 

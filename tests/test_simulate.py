@@ -265,20 +265,21 @@ def test_grey_samples_for_a_model_of_colours(folder):
 # --------------------------------------------------------------------------- the command
 
 
-def test_simulate_measures_the_leak_and_keeps_the_dump(folder):
+def test_simulate_measures_the_leak_and_keeps_the_dump(folder, tmp_path_factory):
     before = contents(folder)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     run = gradaudit(
         *("simulate", "model.pt", "--input", "0.png", "--label", "3", "--std", "0.5"),
-        *("--save-dump", "dump.safetensors", "--out", "../out", "--overwrite"),
+        *("--save-dump", "dump.safetensors", "--out", str(elsewhere / "out")),
         cwd=folder,
     )
     assert run.code == 0, run.err
-    audit = json.loads((folder / "../out" / "audit.json").read_text(encoding="utf-8"))
+    audit = json.loads((elsewhere / "out" / "audit.json").read_text(encoding="utf-8"))
     assert {f["code"] for f in audit["findings"]} == {"GA203", "GA201", "GA101"}
     with safe_open(folder / "dump.safetensors", "pt") as file:
         assert json.loads(file.metadata()["gradaudit"])["std"] == [0.5]
     again = gradaudit(
-        *("scan", "model.pt", "dump.safetensors", "--out", "../again", "--overwrite"), cwd=folder
+        *("scan", "model.pt", "dump.safetensors", "--out", str(elsewhere / "again")), cwd=folder
     )
     assert again.code == 0, again.err
     (folder / "dump.safetensors").unlink()

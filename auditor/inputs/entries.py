@@ -15,7 +15,7 @@ from auditor.inputs.wording import joined, quoted
 GRADIENT_KEYS = ("grads", "gradients", "grad", "gradient")
 UPDATE_KEYS = ("delta", "deltas", "update", "updates", "weight_delta", "weight_diff", "diff")
 WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "optimizer", "optimizer_state_dict")
-_TODO = "Save {name: parameter.grad} or the result of torch.autograd.grad; see auditor.capture."
+_REMEDY = "Save {name: parameter.grad} or the result of torch.autograd.grad; see auditor.capture."
 
 
 @dataclass(frozen=True)
@@ -155,4 +155,4 @@ def _unfit(tensor: Tensor) -> str:
 
 
 def _wrong(found: str) -> InputError:
-    return InputError(expected="a dump of gradients", found=found, todo=_TODO)
+    return InputError(expected="a dump of gradients", found=found, todo=_REMEDY)

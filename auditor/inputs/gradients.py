@@ -36,7 +36,7 @@ from auditor.inputs.torchfiles import check, load_checked, look_into, plain_pick
 from auditor.inputs.wording import listed, quoted
 from auditor.records import FileRef, GradientDump, Metadata
 
-_TODO = (
+_REMEDY = (
     "Save plain tensors: torch.save({name: p.grad for name, p in model.named_parameters()}, path)"
     "; numpy arrays go into an .npz file."
 )
@@ -72,7 +72,7 @@ def load_gradients(path: Path, module: nn.Module) -> GradientDump:
             todo="Save the gradients with auditor.capture, torch.save or numpy.savez.",
         )
     if kind == "pickle":
-        raise plain_pickle(path, todo=_TODO)
+        raise plain_pickle(path, todo=_REMEDY)
     metadata = Metadata()
     limit = byte_limit(sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers())))
     if kind == "npz":
@@ -105,8 +105,8 @@ def _read_torch(path: Path, limit: int, *, legacy: bool) -> object:
             found=f"a whole object of class {quoted(getattr(value.target, 'path', '?'))}",
             todo="Give the model first and the gradients second.",
         )
-    require_at_most(check(file, classes=False, todo=_TODO), limit, path.name)
-    return load_checked(file, classes=False, todo=_TODO)
+    require_at_most(check(file, classes=False, todo=_REMEDY), limit, path.name)
+    return load_checked(file, classes=False, todo=_REMEDY)
 
 
 def _read_safetensors(path: Path, limit: int) -> tuple[dict[str, Tensor], Metadata]:

@@ -26,7 +26,7 @@ from auditor.records import Truth
 _LIMIT = 1 << 30  # bytes; a client's batch is far below
 _NO_LABELS = (torch.bool, torch.uint64)
 _SLACK = 1e-3  # rounding of a normalisation and its inverse
-_TODO = (
+_REMEDY = (
     "Save two tensors: numpy.savez(path, inputs=images, labels=labels), images (N, C, H, W) in "
     "uint8 0..255 or float 0..1."
 )
@@ -68,8 +68,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def _read_torch(path: Path, *, legacy: bool) -> Mapping[str, Tensor]:
     file = look_into(path, legacy=legacy)
-    require_at_most(check(file, classes=False, todo=_TODO), _LIMIT, path.name)
-    loaded = load_checked(file, classes=False, todo=_TODO)
+    require_at_most(check(file, classes=False, todo=_REMEDY), _LIMIT, path.name)
+    loaded = load_checked(file, classes=False, todo=_REMEDY)
     if not isinstance(loaded, dict):
         raise _wrong("a dict", f"an object of type {quoted(type(loaded).__name__)}")
     return loaded
@@ -104,4 +104,4 @@ def _labels(raw: Tensor) -> Tensor:
 
 
 def _wrong(expected: str, found: str) -> InputError:
-    return InputError(expected=f"{expected} in the truth file", found=found, todo=_TODO)
+    return InputError(expected=f"{expected} in the truth file", found=found, todo=_REMEDY)

@@ -38,7 +38,7 @@ _KINDS: dict[object, tuple[type, str]] = {
 }
 _PNG = re.compile("iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")  # in base64
 _HALF = re.compile("[\ud800-\udfff]")
-_TODO = "Give the audit.json that `gradaudit scan` wrote, unchanged."
+_REMEDY = "Give the audit.json that `gradaudit scan` wrote, unchanged."
 
 _T = TypeVar("_T")
 
@@ -73,13 +73,13 @@ def from_json(text: str) -> Audit:
         return _read(document)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            expected="an audit.json", found=f"text that is no JSON ({error})", todo=_TODO
+            expected="an audit.json", found=f"text that is no JSON ({error})", todo=_REMEDY
         ) from error
     except _Shape as error:
         raise InputError(
             expected=f"{error.expected} at {error.path} of audit.json",
             found=error.found,
-            todo=_TODO,
+            todo=_REMEDY,
         ) from error
 
 

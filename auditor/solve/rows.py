@@ -41,8 +41,8 @@ def by_row(
 ) -> ValueAndGradient:
     """Lift the value () of one row (D,) to values and gradients of many.
 
-    `loop` uses plain autograd and takes any model; `vmap` makes one batched call, which pays on a
-    GPU. Both give the same numbers up to rounding.
+    `loop` uses plain autograd and takes any model; `vmap` makes one batched call, meant for
+    a GPU (no GPU was measured yet). Both give the same numbers up to rounding.
     """
     return _batched(value) if how == "vmap" else _looped(value)
 
