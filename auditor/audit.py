@@ -146,11 +146,21 @@ def _run_attacks(
     answers: dict[str, Answer] = {}
     # The fused attention kernels have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
-        for attack in options.attacks:
-            if attack.name in options.selected and not _needless(problem, attack, answers, options):
-                answers[attack.name] = _run_one(problem, attack, options, watch)
+        chosen = [attack for attack in options.attacks if attack.name in options.selected]
+        for place, attack in enumerate(chosen):
+            if not _needless(problem, attack, answers, options):
+                share = _share(watch, last=place == len(chosen) - 1)
+                answers[attack.name] = _run_one(problem, attack, options, share)
                 problem = _with_single_sample(problem, answers[attack.name])
     return problem, answers
+
+
+def _share(watch: Watch, *, last: bool) -> Watch:
+    """Half of the time that is left, so that no attack starves those after it; the last has all."""
+    if watch.deadline is None or last:
+        return watch
+    now = time.monotonic()
+    return replace(watch, deadline=now + max(watch.deadline - now, 0.0) / 2)
 
 
 def _run_one(problem: Problem, attack: Attack, options: Options, watch: Watch) -> Answer:
@@ -232,6 +242,7 @@ def _report(
         evaluations=answer.recovery.evaluations,
         curves=_curves(answer),
         layers=tuple(Measure(name, value, "") for name, value in answer.layers.items()),
+        links=answer.recovery.links,
     )
 
 
@@ -262,7 +273,7 @@ def _caveats(
     for entry in evidence:
         if entry.recovery.labels is not None:
             raised += contradiction(problem, entry.recovery.labels.at_least)
-    if any(finding.certainty in {"verified", "measured"} for finding in findings):
+    if any(finding.code in {"GA201", "GA203"} for finding in findings):
         raised = tuple(replace(caveat, voids=False) for caveat in raised)
     return raised
 

@@ -7,18 +7,30 @@ names, from the one definition in problem.py, and whether restarts that started 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from auditor.metrics import match_batch, psnr
-from auditor.problem import gradient_of, relative_residual, residuals_of, to_pixels, tolerance_of
+from auditor.problem import (
+    gradient_of,
+    relative_residual,
+    residuals_of,
+    to_pixels,
+    tolerance_of,
+)
 from auditor.records import Evidence, Failed, Problem, Recovery
 
 # Restarts agree when their pictures differ by less than this, in dB: 3 % of the pixel range.
 AGREE = 30.0
 # Up to here a residual is small enough to be called consistent.
 CONSISTENT = 1e-2
+# An error below that of rounding pixels to 8 bits, in dB: a claim of the picture itself.
+EXACT = 59.0
+# Every tensor re-derived to four digits at least, from a dump that carries six or more. In trials
+# readings that were right left 1e-6 to 5e-5, those that were wrong 1e-2 and more.
+_DIGITS, _OWN_DIGITS, _PRECISE = 1e-4, 1e-3, 1e-6
 
 
 def examine(
@@ -38,6 +50,8 @@ def examine(
     worst = [max(_finite(value) for value in layer.values()) for layer in layers]
     best = int(torch.tensor(worst).argmin())
     agreement, agreeing = _agreement(problem, recovery.inputs, worst, best)
+    if recovery.guided:
+        agreement, agreeing = (), min(agreeing, 1)
     return Evidence(
         attack=attack,
         recovery=recovery,
@@ -49,6 +63,7 @@ def examine(
         agreeing=agreeing,
         layers=layers[best],
         seconds=seconds,
+        own_residual=max(_own_residual(problem, recovery, row) for row in rows),
     )
 
 
@@ -62,6 +77,25 @@ def is_equal(problem: Problem, evidence: Evidence) -> bool:
 def is_verified(problem: Problem, evidence: Evidence) -> bool:
     """Equal to the dump, and an independent restart found the same picture for every sample."""
     return is_equal(problem, evidence) and evidence.agreeing >= 2
+
+
+def is_proved(problem: Problem, evidence: Evidence) -> bool:
+    """Whether the one picture follows from the dump, layer by layer, with nothing left to choose.
+
+    Every layer's equations hold and determine its input; every reading re-derives to the dump; and
+    readings with other rounding errors and other starts end within the rounding of a pixel.
+    """
+    links, readings = evidence.recovery.links, evidence.worst_residuals
+    return (
+        problem.knowledge.batch_size == 1
+        and bool(links)
+        and all(link.solved and not link.constrained for link in links)
+        and len(readings) >= 2
+        and problem.precision <= _PRECISE
+        and max(readings) <= _DIGITS
+        and evidence.own_residual <= _OWN_DIGITS
+        and min(evidence.agreement, default=0.0) >= EXACT
+    )
 
 
 def best_pixels(problem: Problem, evidence: Evidence) -> Tensor:
@@ -93,6 +127,17 @@ def _agreement(
         nearest = near if nearest is None else torch.maximum(nearest, near)
         agreeing += int(bool((near >= AGREE).all()))
     return (() if nearest is None else tuple(nearest.tolist())), agreeing
+
+
+def _own_residual(problem: Problem, recovery: Recovery, gradient: Mapping[str, Tensor]) -> float:
+    """The worst relative residual of the weights that layers were read from, with no floor.
+
+    `residuals_of` forgives a tensor of pure rounding; what was read from one is worth nothing.
+    """
+    names = [link.layer for link in recovery.links if link.layer in problem.gradient]
+    sent = problem.gradient
+    apart = [float((gradient[n] - sent[n]).norm() / sent[n].norm()) for n in names]
+    return max((_finite(value) for value in apart), default=math.inf)
 
 
 def _finite(value: float) -> float:

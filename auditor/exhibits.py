@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from auditor.evidence import best_pixels, is_equal, is_verified
+from auditor.evidence import best_pixels, is_equal, is_proved, is_verified
 from auditor.metrics import match_batch
 from auditor.problem import to_pixels
 from auditor.records import Certainty, Evidence, Exhibit, Problem, Truth
@@ -17,6 +17,8 @@ from auditor.records import Certainty, Evidence, Exhibit, Problem, Truth
 
 def certainty_of(problem: Problem, evidence: Evidence) -> Certainty:
     """How certain the pictures of this evidence are, in the report's words."""
+    if is_proved(problem, evidence):
+        return "proved"
     if is_verified(problem, evidence):
         return "verified"
     return "consistent" if is_equal(problem, evidence) else "estimated"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from auditor.evidence import CONSISTENT, best_pixels, is_equal, is_verified
+from auditor.evidence import CONSISTENT, best_pixels, is_equal, is_proved, is_verified
 from auditor.metrics import label_accuracy, match_batch, mse, psnr, ssim
 from auditor.problem import tolerance_of
 from auditor.records import (
@@ -31,6 +31,11 @@ from auditor.severity import input_severity, label_severity
 
 _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
 _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
+_PROVED = (
+    "The picture was computed, not searched for: the equations of every layer determine its input, "
+    "a second reading with other rounding errors and another start ends within the rounding of a "
+    "pixel, and its gradient equals the dump."
+)
 # What a claim is taken to be worth when nothing but its residual speaks for it.
 _UNCONFIRMED = {"equal": 30.0, "close": 20.0}
 
@@ -52,6 +57,8 @@ def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def why_nothing(problem: Problem, evidence: Evidence) -> str:
     """Why an attack that ended shows nothing, in one sentence."""
+    if evidence.recovery.links and not is_equal(problem, evidence):
+        return _hidden(evidence) + "; an attack that failed proves nothing"
     if evidence.best is None:
         claim = evidence.recovery.labels
         if claim is not None and not claim.statements:
@@ -72,12 +79,34 @@ def why_unfinished(problem: Problem, evidence: Evidence) -> str:
 def _unfinished(problem: Problem, evidence: Evidence) -> str:
     assert evidence.best is not None
     residual = evidence.worst_residuals[evidence.best]
+    if evidence.recovery.links:
+        return _hidden(evidence)
     if is_equal(problem, evidence):
         return "no independent restart confirms the best one"
     ended = "the budget ended" if evidence.recovery.expired else "the search ended"
     return (
         f"{ended} at a relative residual of {residual:.1e} in the worst tensor, "
         f"{tolerance_of(problem):.1e} is needed"
+    )
+
+
+def _hidden(evidence: Evidence) -> str:
+    """What keeps a reading layer by layer from being certain."""
+    last = next((link for link in evidence.recovery.links if not link.solved), None)
+    if evidence.recovery.expired:
+        return "the budget ended before every layer was read"
+    if last is None:
+        return "every layer was read, but the two readings of the dump differ"
+    if last.undetermined and last.status == "reached the goal":
+        return (
+            f"the layer {last.layer!r} hides its input: its equations leave about "
+            f"{last.undetermined} of {last.unknowns} numbers open"
+        )
+    if last.undetermined:
+        return f"the layer {last.layer!r} was not solved to the end ({last.status})"
+    return (
+        f"the equations of the layer {last.layer!r} do not hold for one sample: relative residual "
+        f"{last.residual:.1e} ({last.status})"
     )
 
 
@@ -200,14 +229,18 @@ def _claimed_finding(
         return None
     verified = is_verified(problem, evidence)
     certainty: Certainty = "verified" if verified else "consistent"
+    if is_proved(problem, evidence):
+        certainty = "proved"
     severity = _severity_of(_worth(problem, evidence), certainty)
     if measured is not None and measured.severity(certainty).score < severity.score:
         severity = measured.severity(certainty)
     size = problem.knowledge.batch_size or 1
-    text = _claim_text(evidence, verified, size)
+    text = _PROVED if certainty == "proved" else _claim_text(evidence, verified, size)
     if severity.score == 0:
         return None
-    premises = ("model, loss and batch size are as listed under assumptions",)
+    premises = ["model, loss and batch size are as listed under assumptions"]
+    if certainty == "proved":
+        premises.append("the gradient is that of one sample (its rank was tested)")
     return _finding(
         "GA201" if verified else "GA202",
         severity,
@@ -228,11 +261,20 @@ def _worth(problem: Problem, evidence: Evidence) -> Tensor:
     if evidence.agreement:
         return torch.tensor(evidence.agreement, dtype=torch.float64)
     worth = _UNCONFIRMED["equal" if is_equal(problem, evidence) else "close"]
+    share = _open_share(evidence)
+    if share > 0:  # take what was left open for noise, uniform over the pixel range
+        worth = min(worth, -10 * math.log10(share / 12))
     known = problem.knowledge
     unknowns = (known.batch_size or 1) * math.prod(known.input_shape)
     if sum(sent.numel() for sent in problem.gradient.values()) < unknowns:
         worth = 0.0  # fewer numbers than pixels: they fit many pictures
     return torch.full((problem.knowledge.batch_size or 1,), worth, dtype=torch.float64)
+
+
+def _open_share(evidence: Evidence) -> float:
+    """The largest share of its input that a layer left open, 0..1."""
+    links = evidence.recovery.links
+    return max((link.undetermined / link.unknowns for link in links), default=0.0)
 
 
 def _claim_text(evidence: Evidence, verified: bool, size: int) -> str:

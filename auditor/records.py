@@ -171,6 +171,23 @@ class Course:
 
 
 @dataclass(frozen=True)
+class LinkReport:
+    """What one layer's equations say of its input. Plain data."""
+
+    layer: str  # its weight, or its operations
+    unknowns: int
+    equations: int
+    undetermined: int  # about so many unknowns are left open; 0: none was found
+    gap: float  # relative distance between the answers from two starts and two roundings
+    residual: float  # relative
+    condition: float  # of what was solved: a lower bound
+    steps: int
+    status: str  # see solve.Status
+    constrained: bool  # bounds, signs or smoothness had to help
+    solved: bool  # nothing is left open and the equations hold
+
+
+@dataclass(frozen=True)
 class Recovery:
     """An attack's claim, unchecked."""
 
@@ -180,6 +197,8 @@ class Recovery:
     courses: tuple[Course, ...] = ()  # R of them
     evaluations: int = 0  # values and gradients of one row
     expired: bool = False  # the budget ended before the attack did
+    links: tuple[LinkReport, ...] = ()  # of an attack that reads layer by layer, top down
+    guided: bool = False  # a prior chose among answers: restarts that agree confirm nothing
 
 
 @dataclass(frozen=True)
@@ -212,6 +231,7 @@ class Evidence:
     agreeing: int  # restarts that reached the same answer, the best among them
     layers: Mapping[str, float]  # relative residual of each tensor at the best claim
     seconds: float
+    own_residual: float = float("inf")  # of tensors that layers were read from, against themselves
 
 
 # --------------------------------------------------------------------------- plain data
@@ -281,6 +301,7 @@ class AttackReport:
     evaluations: int
     curves: tuple[Curve, ...]
     layers: tuple[Measure, ...]  # relative residual of each tensor at the best claim
+    links: tuple[LinkReport, ...] = ()  # what each layer said, from the classifier down
 
 
 @dataclass(frozen=True)

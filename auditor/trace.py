@@ -1,9 +1,7 @@
 """The classifier head, found from the operations of one forward pass.
 
-Below the module system, at the level of single tensor operations, it does not matter which
-classes a model is made of or how its `forward` is written. We record which operation made which
-tensor, then walk back from the output: the linear operation that made the logits is the head,
-and the operations that made its input say whether its features can be negative.
+We walk back from the output of a recording (graph.py): the linear operation that made the logits is
+the head, and the operations that made its input say whether its features can be negative.
 """
 
 from __future__ import annotations
@@ -11,25 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from auditor.errors import InputError
+from auditor.graph import HANDS_ON, Node, Recording, parameter_behind, record
 from auditor.records import Head, Trace
 
-# Operations that hand their first argument on, one row per sample, without changing a value.
-_HANDS_ON = frozenset({
-    "view", "_unsafe_view", "reshape", "flatten", "alias", "detach", "clone", "squeeze",
-    "unsqueeze", "_to_copy", "contiguous", "expand", "slice",
-})  # fmt: skip
-# These turn a matrix over.
-_TURNS = frozenset({"t", "transpose", "permute"})
 # These draw random numbers.
 _DROPS = frozenset({"native_dropout", "bernoulli", "bernoulli_", "rand_like", "alpha_dropout"})
 _LINEAR = frozenset({"addmm", "mm", "linear"})
@@ -39,103 +26,13 @@ _NONNEGATIVE = frozenset({
     "bernoulli", "bernoulli_",
 })  # fmt: skip
 # These keep non-negative inputs non-negative: copies, selections, means, sums and maxima.
-_KEEPS_SIGN = _HANDS_ON | {
+_KEEPS_SIGN = HANDS_ON | {
     "mean", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
     "max_pool2d_with_indices", "amax", "max", "add", "add_", "cat", "sum", "permute",
     "transpose", "t", "select", "native_dropout", "dropout", "getitem", "mul", "mul_", "div",
     "div_",
 }  # fmt: skip
 _CLAMPS = frozenset({"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_"})
-
-
-@dataclass(eq=False)
-class _Memory:
-    """The storage behind one or more tensors."""
-
-    tensors: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Node:
-    """One tensor: the operation that made it, and the tensors that went in."""
-
-    operation: str
-    parents: tuple[_Node, ...] = ()
-    arguments: tuple[Any, ...] = ()  # positional, None where a tensor stood
-    parameter: str | None = None
-    memory: _Memory = field(default_factory=_Memory)
-
-
-class _Recorder(TorchDispatchMode):
-    """Notes the maker of every tensor of a forward pass; holds no tensor alive."""
-
-    def __init__(self, named: dict[str, Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.nodes: Any = WeakTensorKeyDictionary()
-        self.uses: dict[str, int] = dict.fromkeys(named, 0)
-        self.operations = 0
-        self.names: set[str] = set()
-        self.writes_through_views = False
-        for name, tensor in named.items():
-            self.nodes[tensor] = _Node("parameter", parameter=name, memory=_Memory(1))
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        name = func.overloadpacket.__name__
-        self.names.add(name)
-        self.operations += 1
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        parents = tuple(self.node_of(leaf) for leaf in given)
-        self._count_uses(name, parents)
-        plain = tuple(a if isinstance(a, int | float) else None for a in args)
-        plain += tuple(kwargs.values())
-        written = _written(func, args, kwargs)
-        # Writing where another tensor can see it changes values whose makers we noted earlier.
-        if any(self.node_of(leaf).memory.tensors > 1 for leaf in written):
-            self.writes_through_views = True
-        for leaf in [*written, *(o for o in tree_leaves(result) if isinstance(o, Tensor))]:
-            self._note(leaf, _Node(name, parents, plain, memory=self._memory_of(leaf, given)))
-        return result
-
-    def _count_uses(self, name: str, parents: tuple[_Node, ...]) -> None:
-        """A view of a parameter is no use of it; what is done with the view is."""
-        if name in _HANDS_ON or name in _TURNS:
-            return
-        for parent in parents:
-            parameter, _ = _parameter_behind(parent)
-            if parameter is not None:
-                self.uses[parameter] += 1
-
-    def _memory_of(self, made: Tensor, given: list[Tensor]) -> _Memory:
-        where = made.untyped_storage().data_ptr()
-        for leaf in given:
-            if leaf.untyped_storage().data_ptr() == where:
-                return self.node_of(leaf).memory
-        return _Memory()
-
-    def _note(self, tensor: Tensor, node: _Node) -> None:
-        known = self.nodes.get(tensor, None)
-        if known is None or known.memory is not node.memory:
-            node.memory.tensors += 1
-        self.nodes[tensor] = node
-
-    def node_of(self, tensor: Tensor) -> _Node:
-        found: _Node | None = self.nodes.get(tensor, None)
-        if found is None:
-            found = _Node("leaf", memory=_Memory(1))
-            self.nodes[tensor] = found
-        return found
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that an operation writes into, by its schema."""
-    found: list[Tensor] = []
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return found
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> Trace:
@@ -155,13 +52,12 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = F
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(2, *input_shape, generator=generator).to(first)
     module = copy.deepcopy(module).train() if training else module
-    recorder = _Recorder(dict(module.named_parameters()))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _mode(module, training), recorder:
-        output = _forward(module, probe)
+    with torch.random.fork_rng(devices=[]), _mode(module, training):
+        output, recording = _forward(module, probe)
     return Trace(
-        head=_find_head(recorder, output, dict(module.named_parameters())),
-        operations=recorder.operations,
-        dropout=bool(recorder.names & _DROPS)
+        head=_find_head(recording, output, dict(module.named_parameters())),
+        operations=recording.operations,
+        dropout=bool(recording.names & _DROPS)
         or any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()),
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()),
     )
@@ -180,9 +76,9 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
             inner.training = True
 
 
-def _forward(module: nn.Module, probe: Tensor) -> Tensor:
+def _forward(module: nn.Module, probe: Tensor) -> tuple[Tensor, Recording]:
     try:
-        output = module(probe)
+        output, recording = record(module, probe)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         shape = "x".join(str(n) for n in probe.shape[1:])
         raise InputError(
@@ -197,7 +93,7 @@ def _forward(module: nn.Module, probe: Tensor) -> Tensor:
             found=f"an output of {what}",
             todo="Wrap the model so that it returns its logits alone.",
         )
-    return output
+    return output, recording
 
 
 def _first_line(error: Exception) -> str:
@@ -205,11 +101,11 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0][:200] if text else type(error).__name__
 
 
-def _find_head(recorder: _Recorder, output: Tensor, named: dict[str, Tensor]) -> Head:
-    node = _skip(recorder.node_of(output), _HANDS_ON)
+def _find_head(recording: Recording, output: Tensor, named: dict[str, Tensor]) -> Head:
+    node = _skip(recording.output, HANDS_ON)
     if node.operation == "_log_softmax" and node.arguments[1] in {1, -1}:
         # cross-entropy is the same function before and after it
-        node = _skip(node.parents[0], _HANDS_ON)
+        node = _skip(node.parents[0], HANDS_ON)
     if node.operation not in _LINEAR:
         raise _no_head(node.operation)
     weight, bias, features = _roles(node)
@@ -218,27 +114,27 @@ def _find_head(recorder: _Recorder, output: Tensor, named: dict[str, Tensor]) ->
     if bias is not None and named[bias].numel() != output.shape[1]:
         raise _no_head(node.operation)
     for name in (weight, bias):
-        if name is not None and recorder.uses[name] != 1:
+        if name is not None and recording.uses[name] != 1:
             raise InputError(
                 expected="a head that is used once per sample",
-                found=f"that its parameter {name!r} takes part in {recorder.uses[name]} operations",
+                found=f"that {name!r} takes part in {recording.uses[name]} operations",
                 todo="gradaudit cannot read labels off a shared head; audit another model.",
             )
     classes, width = named[weight].shape
-    nonnegative = _nonnegative(features, {}) and not recorder.writes_through_views
+    nonnegative = _nonnegative(features, {}) and not recording.writes_through_views
     return Head(weight, bias, int(classes), int(width), nonnegative)
 
 
-def _roles(node: _Node) -> tuple[str | None, str | None, _Node]:
+def _roles(node: Node) -> tuple[str | None, str | None, Node]:
     """Weight, bias and features of x W' (+ b). No weight, unless W is on its side."""
     parents = node.parents
     if node.operation == "linear":  # (x, W[, b])
         features, matrix, turned = parents[0], parents[1], False
-        bias = _parameter_behind(parents[2])[0] if len(parents) > 2 else None
+        bias = parameter_behind(parents[2])[0] if len(parents) > 2 else None
     else:  # mm (x, W') or addmm (b, x, W')
         features, matrix, turned = parents[-2], parents[-1], True
-        bias = _parameter_behind(parents[0])[0] if node.operation == "addmm" else None
-    weight, is_turned = _parameter_behind(matrix)
+        bias = parameter_behind(parents[0])[0] if node.operation == "addmm" else None
+    weight, is_turned = parameter_behind(matrix)
     return (weight if is_turned == turned else None), bias, features
 
 
@@ -251,29 +147,20 @@ def _no_head(operation: str) -> InputError:
     )
 
 
-def _skip(node: _Node, operations: frozenset[str]) -> _Node:
+def _skip(node: Node, operations: frozenset[str]) -> Node:
     while node.operation in operations and node.parents:
         node = node.parents[0]
     return node
 
 
-def _parameter_behind(node: _Node) -> tuple[str | None, bool]:
-    """The parameter that this tensor is a view of, if it is one, and whether it is turned over."""
-    turned = False
-    while node.parents and (node.operation in _HANDS_ON or node.operation in _TURNS):
-        turned ^= node.operation in _TURNS
-        node = node.parents[0]
-    return node.parameter, turned
-
-
-def _nonnegative(node: _Node, known: dict[_Node, bool]) -> bool:
+def _nonnegative(node: Node, known: dict[Node, bool]) -> bool:
     """Whether no value of this tensor can be negative, for any input of the model."""
     if node not in known:
         known[node] = _makes_nonnegative(node, known)
     return known[node]
 
 
-def _makes_nonnegative(node: _Node, known: dict[_Node, bool]) -> bool:
+def _makes_nonnegative(node: Node, known: dict[Node, bool]) -> bool:
     if _turned_by_a_number(node):
         return False
     if node.operation in _NONNEGATIVE:
@@ -289,7 +176,7 @@ def _makes_nonnegative(node: _Node, known: dict[_Node, bool]) -> bool:
     )
 
 
-def _turned_by_a_number(node: _Node) -> bool:
+def _turned_by_a_number(node: Node) -> bool:
     """Whether a plain number among the arguments may turn the sign."""
     numbers = [a for a in node.arguments[1:] if isinstance(a, int | float)]
     if node.operation == "softplus":  # a negative beta turns it over

@@ -22,10 +22,12 @@ ROOMS = (
     "facts",
     "dumping",
     "metrics",
+    "graph",
     "trace",
     "problem",
     "checks",
     "solve",
+    "inversion",
     "attacks",
     "evidence",
     "findings",
@@ -48,6 +50,7 @@ ROOMS = (
 # Solvers know nothing of models; attacks see neither the truth nor what judges them.
 NEVER = {
     "solve": set(ROOMS) - {"solve"},
+    "inversion": {"metrics", "facts"},
     "attacks": {"metrics", "evidence", "findings", "facts"},
 }
 TENSOR_FREE = ("errors", "records", "rules", "severity", "report", "gate", "verdict", "arguments")

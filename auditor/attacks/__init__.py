@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from auditor.attacks.base import Attack, Milestone, Watch
 from auditor.attacks.dlg import DLG
 from auditor.attacks.idlg import IDLG
 from auditor.attacks.images import PAPER, Search
 from auditor.attacks.labels import HeadLabels, label_claim
+from auditor.attacks.layers import LayerByLayer
+from auditor.attacks.second_order import LevenbergMarquardt
 
-ATTACKS: tuple[Attack, ...] = (HeadLabels(), IDLG(), DLG())
+ATTACKS: tuple[Attack, ...] = (
+    HeadLabels(),
+    LayerByLayer(),
+    LevenbergMarquardt(),
+    IDLG(),
+    DLG(),
+)
 
 
 def with_search(attack: Attack, search: Search) -> Attack:
     """The same attack with other search settings, if it searches at all."""
     if isinstance(attack, DLG):
         return DLG(search=search, harden=search != PAPER)
+    if isinstance(attack, LevenbergMarquardt) and search != PAPER:
+        return replace(attack, search=search)
     return IDLG(search=search) if isinstance(attack, IDLG) else attack
 
 
@@ -25,6 +37,8 @@ __all__ = [
     "PAPER",
     "Attack",
     "HeadLabels",
+    "LayerByLayer",
+    "LevenbergMarquardt",
     "Milestone",
     "Search",
     "Watch",

@@ -96,7 +96,7 @@ def run_search(
     evaluations, arrived = 0, 0
     while len(rows) < search.restarts and arrived < search.enough and not watch.expired():
         count = min(search.at_once, search.restarts - len(rows))
-        film = _Film(problem, inputs_of, search, name, watch, arrived)
+        film = Film(problem, inputs_of, search, name, watch, arrived)
         solution = minimize(
             objective,
             first(count),
@@ -115,7 +115,7 @@ def run_search(
     return Found(found, tuple(courses), evaluations, watch.expired() and arrived < search.enough)
 
 
-class _Film:
+class Film:
     """Watches one wave: keeps curves and pictures, shows progress, stops when enough is known."""
 
     def __init__(

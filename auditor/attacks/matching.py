@@ -45,7 +45,7 @@ def matching_objective(
     problem: Problem, unpack: Unpack, *, weighting: Literal["layer", "none"]
 ) -> ValueAndGradient:
     """The distance to the dump as a function of rows (R, D), with its gradient."""
-    weights = _weights(problem, weighting)
+    weights = tensor_weights(problem, weighting)
     head = _head_gradient(problem)
     device = next(iter(problem.gradient.values())).device
     if device.type == "cuda" and not isinstance(problem.module, torch.jit.ScriptModule):
@@ -57,12 +57,12 @@ def dense_distance(
     problem: Problem, inputs: Tensor, targets: Tensor, *, weighting: Literal["layer", "none"]
 ) -> Tensor:
     """The objective by its definition, (): the slow twin of what `matching_objective` evaluates."""
-    weights = _weights(problem, weighting)
+    weights = tensor_weights(problem, weighting)
     gradient = gradient_of(problem, inputs, targets, create_graph=True)
     return _sum_of_squares(problem, gradient, weights)
 
 
-def _weights(problem: Problem, weighting: str) -> dict[str, Tensor]:
+def tensor_weights(problem: Problem, weighting: str) -> dict[str, Tensor]:
     scales = scale_of(problem)
     if weighting == "none":
         return {name: torch.ones_like(scale) for name, scale in scales.items()}
@@ -81,24 +81,24 @@ def _head_gradient(problem: Problem) -> _HeadGradient | None:
     if name not in problem.gradient or type(module) is not nn.Linear or rows is None:
         return None
     sent = problem.gradient[name]
-    if sent.dtype != torch.float64 or not _called_once(problem, module, rows):
+    if sent.dtype != torch.float64 or not called_once(problem, module, rows):
         return None
-    left, right = _low_rank(sent, rows)
+    left, right = low_rank(sent, rows)
     if (left @ right - sent).norm() > _DROPPED * sent.norm():
         return _HeadGradient(module, sent, None, sent.square().sum())
     return _HeadGradient(module, left, right, sent.square().sum())
 
 
-def _called_once(problem: Problem, module: nn.Linear, rows: int) -> bool:
+def called_once(problem: Problem, module: nn.Linear, rows: int) -> bool:
     """Whether a forward pass calls the head as a module, once, with features (N, E)."""
     seen: list[Tensor] = []
     probe = next(iter(problem.gradient.values())).new_zeros(rows, *problem.knowledge.input_shape)
-    with torch.no_grad(), _hook(module, lambda features, _: seen.append(features)):
+    with torch.no_grad(), head_hook(module, lambda features, _: seen.append(features)):
         problem.module(probe)
     return len(seen) == 1 and seen[0].shape == (rows, module.in_features)
 
 
-def _low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """left (K, r) @ right (r, E), equal to a matrix (K, E) of rank `rank` or less.
 
     Random sketch of the column space (Halko, Martinsson, Tropp 2011, arXiv:0909.4061).
@@ -123,7 +123,7 @@ def _distance(
             problem, gradient_of(problem, inputs, targets, create_graph=True), weights
         )
     seen: list[tuple[Tensor, Tensor]] = []
-    with _hook(head.module, lambda features, logits: seen.append((features, logits))):
+    with head_hook(head.module, lambda features, logits: seen.append((features, logits))):
         loss = loss_of(problem, problem.module(inputs), targets)
     features, logits = seen[0]
     named = dict(problem.module.named_parameters())
@@ -157,7 +157,7 @@ def _pure_distance(
             seen.append(features)
             return logits + shift
 
-        with _hook(head.module, shifted):
+        with head_hook(head.module, shifted):
             logits = functional_call(problem.module, {**fixed, **part}, (inputs,))
         return loss_of(problem, logits, targets), seen[0]
 
@@ -187,7 +187,7 @@ def _head_distance(head: _HeadGradient, delta: Tensor, features: Tensor) -> Tens
 
 
 @contextmanager
-def _hook(module: nn.Linear, see: Callable[[Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+def head_hook(module: nn.Linear, see: Callable[[Tensor, Tensor], Tensor | None]) -> Iterator[None]:
     handle = module.register_forward_hook(lambda _, args, output: see(args[0], output))
     try:
         yield

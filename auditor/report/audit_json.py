@@ -1,8 +1,8 @@
 """`audit.json`: an `Audit` as text and back. The type hints of `records.py` are the one source.
 
-A number that is not finite has no spelling in JSON. Two fields may hold one, `Measure.value`
-and `Curve.values`: it is written as null and read back as NaN, so the sign of an infinity is
-lost. Anywhere else such a number is a mistake of ours, and `to_json` raises.
+A number that is not finite has no spelling in JSON. The fields in `_LOOSE` may hold one: it is
+written as null and read back as NaN, so the sign of an infinity is lost. Anywhere else such a
+number is a mistake of ours, and `to_json` raises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from auditor.errors import InputError
-from auditor.records import SCHEMA_VERSION, Audit, Curve, Measure
+from auditor.records import SCHEMA_VERSION, Audit, Curve, LinkReport, Measure
 
 
 class _Loose(float):
@@ -27,6 +27,9 @@ class _Loose(float):
 _LOOSE: dict[tuple[type, str], object] = {
     (Measure, "value"): _Loose,
     (Curve, "values"): tuple[_Loose, ...],
+    (LinkReport, "gap"): _Loose,
+    (LinkReport, "residual"): _Loose,
+    (LinkReport, "condition"): _Loose,
 }
 # Harmless in JSON, but not for whoever prints the file on a terminal: control characters of
 # the upper half, and characters that turn around or hide text.

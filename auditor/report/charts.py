@@ -56,12 +56,12 @@ def drawable(curves: Sequence[Curve]) -> tuple[Curve, ...]:
 
 
 def residual_chart(curves: Sequence[Curve], *, ident: str, name: str) -> Markup:
-    """One line a restart, the one with the lowest end in front. Empty without a finite point.
+    """One line a restart, the one with the lowest end in front. Empty without two finite points.
 
     `ident` is unique on the page; `name` says in the title whose residual it is.
     """
     best_first = drawable(curves)[:MOST_CURVES]
-    if not best_first:
+    if all(len(curve.steps) < 2 for curve in best_first):  # nothing moved, or nothing is finite
         return Markup("")
     plane = _plane(best_first)
     budget = max(8, _POINTS // len(best_first))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jinja2 import Environment
 from markupsafe import Markup
 
-from auditor.records import AttackReport, Audit, Caveat, Curve, Exhibit, Measure
+from auditor.records import AttackReport, Audit, Caveat, Curve, Exhibit, LinkReport, Measure
 from auditor.report import charts, words
 from auditor.report.audit_json import to_json
 from auditor.report.templates import environment
@@ -56,6 +56,8 @@ class _Attack:
     curves: tuple[Curve, ...]
     layers: Markup
     tensors: tuple[Measure, ...]
+    links: tuple[LinkReport, ...]
+    unsolved: LinkReport | None  # the first one: whatever stands below rests on it
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ def _attack(report: AttackReport, index: int) -> _Attack:
         curves=charts.drawable(curves)[: charts.MOST_CURVES],
         layers=charts.layer_chart(layers, ident=f"layers-{index}", name=name),
         tensors=layers[:_MOST_ROWS],
+        links=report.links[:_MOST_ROWS],
+        unsolved=next((link for link in report.links if not link.solved), None),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-from auditor.records import Audit, Band, Certainty, Measure, Origin
+from auditor.records import Audit, Band, Certainty, LinkReport, Measure, Origin
 
 # Cc: terminal escapes. Cf: text that turns around or hides. Cs: halves of a character.
 # Zl, Zp: line ends that some readers honour and others do not.
@@ -16,8 +16,8 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 CERTAINTY: dict[Certainty, str] = {
-    "proved": "A mathematical identity holds on this very dump. Given the premises, no other "
-    "answer is possible.",
+    "proved": "A mathematical identity holds on this very dump, or, for a picture, the equations "
+    "of every layer hold and leave nothing open. Given the premises, no other answer is possible.",
     "verified": "The gradient of the claim was computed anew and equals the dump in half of its "
     "digits or more, in every tensor, and independent restarts reached the same answer.",
     "consistent": "The gradient of the claim is close to the dump, but nothing rules out "
@@ -32,6 +32,11 @@ ORIGIN: dict[Origin, str] = {
     "deduced": "deduced from the numbers",
     "assumed": "assumed, nobody said so",
 }
+
+_CLOSED_FORM = "closed form"  # a layer that needed no solver
+# How a solver ends that did all it could (solve.Status). After any other word, what is open may be
+# so for want of time.
+_FINISHED = frozenset({_CLOSED_FORM, "reached the goal", "found no further descent"})
 
 # Where each band begins; docs/severity.md has the whole scale.
 BANDS: tuple[tuple[Band, float], ...] = (
@@ -88,6 +93,33 @@ def power_of_ten(exponent: int) -> str:
 def quantity(measure: Measure) -> str:
     """The value of a measure with its unit."""
     return f"{number(measure.value)} {measure.unit}".strip()
+
+
+def at_least(bound: float) -> str:
+    """A lower bound."""
+    return f"at least {number(bound)}" if math.isfinite(bound) else number(bound)
+
+
+def link_status(link: LinkReport) -> str:
+    """Whether a layer was solved, how its solver ended, and what had to help."""
+    word = "solved" if link.solved else "not solved"
+    helped = "; inequalities helped" if link.solved else "; inequalities did not suffice"
+    return f"{word} ({link.status}{helped if link.constrained else ''})"
+
+
+def why_unsolved(link: LinkReport) -> str:
+    """What a layer that was not solved keeps to itself, in one sentence."""
+    share = f"about {link.undetermined} of {link.unknowns} numbers"
+    if link.status not in _FINISHED:
+        open_yet = f": {share} were still open" if link.undetermined else ""
+        return f"This layer was not solved to the end ({link.status}){open_yet}."
+    if link.undetermined:
+        return f"This layer hides its input: {share} are left open by its equations."
+    other = "it is not of one sample" if link.status == _CLOSED_FORM else "a pattern was misread"
+    return (
+        "The equations of this layer do not hold for the answer: the dump is not precise enough, "
+        f"or {other}."
+    )
 
 
 def duration(seconds: float) -> str:

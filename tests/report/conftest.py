@@ -21,6 +21,7 @@ from auditor.records import (
     FileRef,
     Finding,
     GateResult,
+    LinkReport,
     Measure,
     ModelSummary,
     Provenance,
@@ -114,6 +115,16 @@ def curve(restart, end, points=60):
     return Curve(restart, status, tuple(5 * i for i in range(points)), values)
 
 
+def links():
+    """From the classifier down; the picture's own layer hides part of it."""
+    closed, arrived = "closed form", "reached the goal"
+    return (
+        LinkReport("fc.weight", 768, 7680, 0, 3.1e-8, 2.2e-9, 1.0, 0, closed, False, True),
+        LinkReport("body.2.weight", 3072, 3500, 41, 7e-4, 6e-6, 8123.4, 2210, arrived, True, True),
+        LinkReport("body.0.weight", 3072, 2868, 204, 0.31, 5e-7, 96.0, 370, arrived, True, False),
+    )
+
+
 def attacks():
     layers = tuple(Measure(n, 10.0 ** (-9 + i / 3), "") for i, n in enumerate(_TENSORS))
     return (
@@ -160,6 +171,18 @@ def attacks():
             0,
             (),
             (),
+        ),
+        AttackReport(
+            "images.layers",
+            "Images read layer by layer",
+            "failed",
+            "The layer 'body.0.weight' hides its input.",
+            "LayerByLayer()",
+            2.1,
+            1,
+            (Curve(0, "read layer by layer", (0,), (0.12,)),),
+            tuple(Measure(n, 0.01, "") for n in _TENSORS),
+            links(),
         ),
     )
 

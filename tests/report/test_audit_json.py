@@ -23,6 +23,7 @@ RECORDS = {
     "gate": records.GateResult,
     "finding": records.Finding,
     "curve": records.Curve,
+    "link": records.LinkReport,
     "attack": records.AttackReport,
     "caveat": records.Caveat,
     "assumption": records.Assumption,
@@ -122,6 +123,18 @@ def other_version(document):
     document["schema_version"] = "2.0"
 
 
+def null_count(document):
+    document["attacks"][-1]["links"][0]["undetermined"] = None
+
+
+def word_for_truth(document):
+    document["attacks"][-1]["links"][0]["solved"] = "yes"
+
+
+def picture_in_a_layer(document):
+    document["attacks"][-1]["links"][0]["input"] = [0.1, 0.2]
+
+
 def hidden_exhibits(document):
     document["evidence"] = "none"
 
@@ -144,6 +157,9 @@ MUTILATIONS = (
     object_for_list,
     text_for_list,
     other_version,
+    null_count,
+    word_for_truth,
+    picture_in_a_layer,
     hidden_exhibits,
     no_picture,
 )
@@ -167,6 +183,7 @@ def test_both_refuse_a_mutilated_document(audits, mutilate):
         (text_for_number, "findings[0].severity.score"),
         (other_version, "version 1.0"),
         (object_for_list, "findings"),
+        (null_count, "attacks[4].links[0].undetermined"),
     ],
 )
 def test_the_message_says_where(audits, mutilate, where):
@@ -231,6 +248,21 @@ def test_not_finite_becomes_null_and_comes_back_as_nan(audits, value):
     assert math.isnan(back.layers[0].value)
 
 
+@pytest.mark.parametrize("name", ["gap", "residual", "condition"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_layer_that_went_wrong_can_be_stored(audits, name, value):
+    attack = audits["leak"].attacks[-1]
+    links = (replace(attack.links[0], **{name: value}), *attack.links[1:])
+    audit = replace(audits["leak"], attacks=(replace(attack, links=links),))
+    document = json.loads(to_json(audit))
+    assert document["attacks"][0]["links"][0][name] is None
+    assert errors(document) == []
+    back = from_json(json.dumps(document)).attacks[0].links
+    assert math.isnan(getattr(back[0], name))
+    assert replace(back[0], **{name: 0.0}) == replace(attack.links[0], **{name: 0.0})
+    assert back[1:] == attack.links[1:]
+
+
 def test_not_finite_elsewhere_is_our_mistake(audits):
     verdict = replace(audits["leak"].verdict, severity=Severity(math.nan, "none"))
     with pytest.raises(ValueError, match=r"verdict\.severity\.score"):
@@ -249,6 +281,15 @@ def test_hostile_names_survive_without_reaching_the_terminal(audits):
     assert "é" in text
     assert not set("\x1b\x9b\u202e\u2028") & set(text)
     assert from_json(text).model.file.name == name
+
+
+def test_hostile_layer_names_survive_without_reaching_the_terminal(audits):
+    name = "a\x1b[31m\x9b2J\u202egnp.\u2028\udcff"
+    attack = audits["leak"].attacks[-1]
+    attack = replace(attack, links=(replace(attack.links[0], layer=name),))
+    text = to_json(replace(audits["leak"], attacks=(attack,)))
+    assert not set("\x1b\x9b\u202e\u2028\udcff") & set(text)
+    assert from_json(text).attacks[0].links[0].layer == name.replace("\udcff", "\ufffd")
 
 
 def test_half_characters_can_be_stored(audits):

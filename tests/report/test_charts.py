@@ -46,6 +46,8 @@ def test_nothing_to_draw_is_no_chart():
     blank = [Curve(0, "", (), ()), Curve(1, "", (0,), (math.nan,))]
     assert charts.residual_chart(blank, ident="c", name="a") == ""
     assert charts.residual_chart([], ident="c", name="a") == ""
+    # an attack that does not search has a point and no line
+    assert charts.residual_chart([Curve(0, "", (0,), (0.1,))], ident="c", name="a") == ""
     assert charts.layer_chart([Measure("w", math.nan, "")], ident="c", name="a") == ""
     assert charts.layer_chart([], ident="c", name="a") == ""
 

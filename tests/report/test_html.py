@@ -212,6 +212,43 @@ def test_charts_have_tables(audits):
     assert "fc.bias 4.6×10⁻⁸" in text
 
 
+def test_layers_stand_in_a_table_from_the_classifier_down(audits):
+    text = Page(to_html(audits["leak"])).text
+    heads = "Layer Unknowns Equations Left open Condition Residual Disagreement Status"
+    rows = (
+        "fc.weight 768 7680 0 at least 1 2.2×10⁻⁹ 3.1×10⁻⁸ solved (closed form)",
+        "body.2.weight 3072 3500 41 at least 8123 6.0×10⁻⁶ 7.0×10⁻⁴ "
+        "solved (reached the goal; inequalities helped)",
+        "body.0.weight 3072 2868 204 at least 96 5.0×10⁻⁷ 0.31 "
+        "not solved (reached the goal; inequalities did not suffice)",
+    )
+    assert " ".join((heads, *rows)) in text
+    # one sentence, for the one layer that was not solved
+    told = "body.0.weight This layer hides its input: about 204 of 3072 numbers are left open"
+    assert text.count("This layer") == text.count(told) == 1
+    assert "What each layer says" not in Page(to_html(audits["nothing shown"])).text
+
+
+def test_a_layer_that_went_wrong_is_shown(audits):
+    link = replace(audits["leak"].attacks[-1].links[0], gap=math.nan, condition=math.inf)
+    attack = replace(audits["leak"].attacks[-1], links=(link,))
+    text = Page(to_html(replace(audits["leak"], attacks=(attack,)))).text
+    assert "fc.weight 768 7680 0 not finite 2.2×10⁻⁹ not finite solved" in text
+
+
+def test_long_tables_of_layers_are_cut_but_not_what_is_hidden(audits):
+    first, *_, last = audits["leak"].attacks[-1].links
+    links = (*(replace(first, layer=f"l{i}.weight") for i in range(2000)), last)
+    attack = replace(audits["leak"].attacks[-1], links=links)
+    html = to_html(replace(audits["leak"], attacks=(attack,)))
+    assert len(html.encode()) < 150_000
+    text = Page(html).text
+    assert "l199.weight" in text
+    assert "l200.weight" not in text
+    assert "And 1801 more, all in audit.json." in text
+    assert "body.0.weight This layer hides its input" in text
+
+
 def test_no_leak_shown_is_not_good_news(audits):
     page = Page(to_html(audits["nothing shown"]))
     assert "This does not say that the gradient is safe." in page.text

@@ -1,0 +1,169 @@
+"""The picture read layer by layer, without a search.
+
+For one sample the input of a linear layer is a quotient of its gradients; each layer below is a
+linear system (inversion/). The dump is read twice, the second time with fresh rounding errors and
+from a random start: what the two readings share does not depend on either.
+Sources: Phong et al. 2017; Zhu and Blaschko 2021 (R-GAP), arXiv:2010.07733.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from auditor.attacks.base import Watch
+from auditor.attacks.labels import label_claim
+from auditor.graph import record, same_program
+from auditor.inversion.anchor import read_anchor
+from auditor.inversion.constraints import Bounds
+from auditor.inversion.layers import Broken, Chain, chain_of
+from auditor.inversion.link_solver import Settings
+from auditor.inversion.walk import Walk, walk
+from auditor.problem import gradient_of, loss_of, residuals_of, to_model_units
+from auditor.records import Course, Problem, Recovery
+
+# Tolerances of a least-squares problem: double precision, and what a coarse dump is still worth.
+_FINEST, _COARSEST = 1e-13, 1e-6
+
+
+@dataclass(frozen=True)
+class LayerByLayer:
+    """Solves one linear system a layer, from the first linear layer down to the picture."""
+
+    tolerance: float | None = None  # of each least-squares problem; None: the dump's precision
+    max_steps: int = 4000
+    name: str = "images.layers"
+    title: str = "Images read layer by layer (closed form and least squares)"
+
+    def blocked_by(self, problem: Problem) -> str | None:
+        size = problem.knowledge.batch_size
+        if size is None:
+            return "the batch size is unknown: say it with --batch-size"
+        if size != 1:
+            return "it reads one sample; the dump is of a batch"
+        if label_claim(problem).estimate is None:
+            return "the head's gradient gives no label to check the picture with"
+        chain = _chain(problem)
+        return chain.reason if isinstance(chain, Broken) else None
+
+    def run(self, problem: Problem, *, seed: int, watch: Watch) -> Recovery:
+        chain = _chain(problem)
+        labels = label_claim(problem).estimate
+        assert isinstance(chain, Chain), "blocked_by was not asked"
+        assert labels is not None, "blocked_by was not asked"
+        generator = torch.Generator().manual_seed(seed)
+        rows = _two_readings(problem, chain, generator)
+        tolerance = self.tolerance or min(max(problem.precision, _FINEST), _COARSEST)
+        settings = Settings(problem.precision, tolerance, self.max_steps, expired=watch.expired)
+        with torch.no_grad():
+            anchored = read_anchor(chain, rows, _cotangent(problem, labels))
+            found = walk(
+                chain,
+                rows,
+                anchored,
+                precision=problem.precision,
+                bounds=_pixel_bounds(problem),
+                settings=settings,
+                generator=generator,
+            )
+        return _recovery(problem, found, labels, expired=watch.expired())
+
+
+def _cotangent(problem: Problem, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """The gradient of the loss for logits (1, K)."""
+
+    def of(logits: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            loss = loss_of(problem, leaf, labels.to(leaf.device))
+            (found,) = torch.autograd.grad(loss, leaf)
+        return found
+
+    return of
+
+
+def _chain(problem: Problem) -> Chain | Broken:
+    module = _double(problem.module)
+    if module is None:
+        return Broken("a TorchScript model is not taken apart")
+    like = next(iter(module.parameters()))
+    probe = like.new_full((1, *problem.knowledge.input_shape), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    other = torch.rand(probe.shape, generator=generator, dtype=torch.float64).to(like)
+    try:
+        recording, again = record(module, probe)[1], record(module, other)[1]
+    except (RuntimeError, ValueError) as error:
+        told = str(error).strip().splitlines()
+        return Broken(f"one sample in double precision is refused ({told[0] if told else 'error'})")
+    if not same_program(recording, again):
+        return Broken("what the model does depends on the values of its input")
+    return chain_of(recording, problem.gradient)
+
+
+def _double(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    if all(p.dtype == torch.float64 for p in module.parameters()):
+        return module
+    return copy.deepcopy(module).double()
+
+
+def _two_readings(
+    problem: Problem, chain: Chain, generator: torch.Generator
+) -> Mapping[str, Tensor]:
+    """The dump, and the dump with errors of the size that its rounding may have: (2, *shape)."""
+    operators = [chain.anchor, *(link.operator for link in chain.links if link.operator)]
+    names = {name for o in operators for name in (o.weight, o.bias) if name in problem.gradient}
+    return {
+        name: _reread(problem.gradient[name].double(), problem.precision, generator)
+        for name in sorted(name for name in names if name is not None)
+    }
+
+
+def _reread(sent: Tensor, precision: float, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(sent.shape, generator=generator, dtype=torch.float64).to(sent)
+    size = sent.abs() + sent.square().mean().sqrt()  # each entry's own rounding, and the sums'
+    return torch.stack([sent, sent + precision * size * drawn])
+
+
+def _pixel_bounds(problem: Problem) -> Bounds:
+    like = torch.zeros(problem.knowledge.input_shape, dtype=torch.float64)
+    ends = (to_model_units(problem, like + end).flatten() for end in (0, 1))
+    return Bounds(*(end.to(next(iter(problem.gradient.values())).device) for end in ends))
+
+
+def _recovery(problem: Problem, found: Walk, labels: Tensor, *, expired: bool) -> Recovery:
+    if found.inputs is None:
+        return Recovery(expired=expired, links=found.links)
+    like = next(iter(problem.gradient.values()))
+    inputs = found.inputs.to(like.dtype).view(-1, 1, *problem.knowledge.input_shape)
+    if not all(link.solved for link in found.links):
+        inputs = inputs[:1]  # readings that share a guess would confirm one another
+    named = labels.to(like.device).expand(len(inputs), -1)
+    courses = tuple(
+        Course(
+            steps=(0,),
+            objective=(_objective(problem, row, label),),
+            snapshot_steps=(0,),
+            snapshots=row.float().cpu()[None],
+            status="read layer by layer",
+        )
+        for row, label in zip(inputs, named, strict=True)
+    )
+    return Recovery(
+        inputs=inputs,
+        input_labels=named,
+        courses=courses,
+        evaluations=len(inputs),
+        expired=expired,
+        links=found.links,
+    )
+
+
+def _objective(problem: Problem, inputs: Tensor, labels: Tensor) -> float:
+    residuals = residuals_of(problem, gradient_of(problem, inputs, labels)).values()
+    return sum(value**2 for value in residuals) / len(residuals)

@@ -1,0 +1,301 @@
+"""One link of the chain: build its system, solve it, decide doubtful patterns, know its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from auditor.inversion.activations import (
+    Undone,
+    has_pattern,
+    has_two_branches,
+    is_relu,
+    undo,
+)
+from auditor.inversion.constraints import Bounds, constrained
+from auditor.inversion.layers import Link
+from auditor.inversion.preconditioners import Inverse, inverse_of, pays_at_once
+from auditor.inversion.systems import LinkOperator, LinkSystem
+from auditor.records import LinkReport
+from auditor.solve import LinearMap, LinearSolution, Status, least_squares
+
+_ROUNDS = 6  # of deciding a pattern and solving again
+_TIGHT = 1e3  # times the precision: no doubt is left at this residual
+_TRIAL_STEPS = 60  # before a normal matrix is factorised
+_FEW_STEPS = 6  # that an inverse usually takes
+# Two rows further apart than this, relative to their size: the system does not determine its input.
+HIDDEN = 1e-2
+# Random starts lie so many times the solution's size away, so that even a single open direction
+# among thousands keeps rows apart.
+_FAR = 100.0
+_LOOSER = 10.0
+_ZERO = 1e-3  # of the largest value: below it a penalised value may be zero
+# Residuals of links that were read well are near the precision times their condition; misread
+# patterns left 1e-2 and more in every trial. The line between them:
+_MISFIT, _MISFIT_LOW, _MISFIT_HIGH = 1e4, 1e-3, 5e-2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How hard to solve each link."""
+
+    precision: float  # of the dump
+    tolerance: float
+    max_steps: int = 4000
+    repeated: bool = True  # all rows are one problem
+    expired: Callable[[], bool] = lambda: False
+
+
+class LinkSolver:
+    """One link: build its system, solve it, decide doubtful patterns, fall back on constraints."""
+
+    def __init__(
+        self,
+        link: Link,
+        values: Tensor,
+        cotangent: Tensor,
+        margin: Tensor,
+        bounds: Bounds,
+        pixels: bool,
+        settings: Settings,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.link, self.values, self.cotangent, self.margin = link, values, cotangent, margin
+        self.bounds, self.pixels, self.settings = bounds, pixels, settings
+        self.generator = generator
+        self.operator = LinkOperator(link, values)
+        self.solution: LinearSolution | None = None
+        self.open = 0  # unknowns that the equations alone leave open
+        self.constrained = self.guessed = False
+        self.steps = self.equations = 0
+        self.spread = 1.0  # rms distance of a random start from zero
+        self.inverse: Inverse | None = None
+
+    def solve(self, gradient: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Values and cotangent at the link's source."""
+        undone = undo(self.link.activation, self.values, margin=self.margin)
+        if self.link.moves_only:
+            moved = self.operator.adjoint(undone.inputs - self.operator.offset)
+            return moved, self.operator.adjoint(self.cotangent * undone.slope)
+        sent = self._sent(gradient)
+        found = self._solved(self._system(undone, sent))
+        for _ in range(_ROUNDS * self._doubtful()):
+            if self.hides() or self._residual() <= _TIGHT * self.settings.precision:
+                break
+            pre = self.operator.forward(found) + self.operator.offset
+            again = undo(self.link.activation, self.values, margin=self.margin, near=pre)
+            if torch.equal(again.slope, undone.slope):
+                break
+            undone = again
+            found = self._solved(self._system(undone, sent), found)
+        if self.hides() and not self.settings.expired():
+            system = self._system(undone, sent)
+            self.open = self._count_open(system)
+            found = self._constrained(system, undone, found)
+        return found, self.operator.adjoint(self.cotangent * undone.slope)
+
+    def _doubtful(self) -> bool:
+        """Whether the activation leaves something to decide: a pattern, or one of two branches."""
+        activation = self.link.activation
+        return has_pattern(activation) or has_two_branches(activation)
+
+    def _residual(self) -> float:
+        assert self.solution is not None
+        return float(self.solution.residual.max())
+
+    def _sent(self, gradient: Mapping[str, Tensor]) -> Tensor | None:
+        operator = self.link.operator
+        return (
+            None if operator is None or operator.weight is None else gradient.get(operator.weight)
+        )
+
+    def _system(self, undone: Undone, sent: Tensor | None) -> LinkSystem:
+        # An error in a value is divided by the slope on its way to the pre-activation.
+        weights = undone.slope.abs() * undone.known
+        weights = weights / weights.mean(1, keepdim=True).clamp_min(1e-300)
+        pre = torch.where(undone.known, undone.inputs, 0.0)
+        return LinkSystem(self.operator, pre, weights, self.cotangent * undone.slope, sent)
+
+    def _solved(self, system: LinkSystem, start: Tensor | None = None) -> Tensor:
+        first = self._starts(system) if start is None else start
+        self.equations = int(system.equations.min())
+        alike = self.settings.repeated  # then one inverse serves all rows
+        if alike and self.inverse is None and pays_at_once(system):
+            self.inverse = inverse_of(system)
+        solution = self._run(
+            system.map, system.rhs, first, _FEW_STEPS if self.inverse else _TRIAL_STEPS
+        )
+        if alike and self.inverse is None and solution.status[0] is Status.EXHAUSTED:
+            self.inverse = inverse_of(system)
+        if Status.EXHAUSTED in solution.status:
+            solution = self._run(
+                system.map, system.rhs, solution.x, self.settings.max_steps, self.inverse
+            )
+        self.solution = solution
+        return solution.x
+
+    def _run(
+        self,
+        equations: LinearMap,
+        rhs: Tensor,
+        start: Tensor,
+        steps: int,
+        inverse: Inverse | None = None,
+    ) -> LinearSolution:
+        # The repetitions only have to show where the first row is not alone.
+        tolerance = torch.full_like(rhs[:, 0], self.settings.tolerance)
+        if self.settings.repeated:
+            tolerance[1:] *= _LOOSER
+        solution = least_squares(
+            equations,
+            rhs,
+            start,
+            tolerance=tolerance,
+            max_steps=steps,
+            precondition=inverse,
+            expired=self.settings.expired,
+        )
+        self.steps += solution.steps
+        return solution
+
+    def _starts(self, system: LinkSystem) -> Tensor:
+        """Zero, and for all rows but the first a random vector of about the solution's size."""
+        zero = self.values.new_zeros(len(self.values), self.operator.unknowns)
+        if self.generator is None:
+            return zero
+        downhill = system.map.adjoint(system.rhs)
+        image = system.map.forward(downhill).square().sum(1, keepdim=True)
+        length = downhill.square().sum(1, keepdim=True) / image.clamp_min(1e-300)
+        self.spread = _FAR * float((length * downhill).square().mean(1)[0].sqrt())
+        drawn = torch.randn(zero.shape, generator=self.generator, dtype=torch.float64).to(zero)
+        drawn[0] = 0
+        return self.spread * drawn
+
+    def _constrained(self, system: LinkSystem, undone: Undone, found: Tensor) -> Tensor:
+        """Let inequalities decide what the equations leave open, then, for pictures, smoothness."""
+        self.constrained = True
+        found = _opposite(found) if self.settings.repeated else found
+        off = ~undone.known if is_relu(self.link.activation) else None
+        picture = self.link.source.shape[1:] if self.pixels else None
+        for smooth in (None, picture) if picture is not None else (None,):
+            solution = constrained(
+                system,
+                found,
+                bounds=self.bounds,
+                off=off,
+                smooth=smooth,
+                tolerance=self.settings.tolerance,
+                expired=self.settings.expired,
+            )
+            self.steps += solution.steps
+            if self.solution is not None:  # the plain equations' own
+                plain = self.solution
+                solution = replace(solution, condition=plain.condition, status=plain.status)
+            self.solution = solution
+            if not self.hides():
+                break
+        self.guessed = smooth is not None
+        if isinstance(self.bounds.low, float) and self.bounds.low == 0 and not self.hides():
+            return self._refit(system, solution)
+        return solution.x
+
+    def _refit(self, system: LinkSystem, near: LinearSolution) -> Tensor:
+        """Solve for the positive values alone, each row with its own pattern of zeros.
+
+        The penalties left small errors; with the zeros known the equations determine the rest.
+        """
+        on = near.x > _ZERO * near.x.abs().amax(1, keepdim=True)
+        start = self._starts(system)
+        solution = near
+        for _ in range(_ROUNDS):
+            within = _masked(system.map, on.to(near.x))
+            solution = self._run(within, system.rhs, start * on, self.settings.max_steps)
+            negative = on & (solution.x < 0)
+            if not negative.any() or self.settings.expired():
+                break
+            on, start = on & ~negative, solution.x
+        if bool((solution.residual <= near.residual).all()):
+            self.solution = replace(solution, condition=near.condition, status=near.status)
+        return (self.solution or near).x
+
+    def _fits(self) -> bool:
+        """Whether the equations hold, as far as the dump's precision lets them."""
+        limit = min(max(_MISFIT * self.settings.precision, _MISFIT_LOW), _MISFIT_HIGH)
+        return self._residual() <= limit
+
+    def gap(self) -> float:
+        """The distance of the rows from the first, relative to its size; 0 with a single row."""
+        if self.solution is None or not self.settings.repeated or len(self.values) < 2:
+            return 0.0
+        first, others = self.solution.x[0], self.solution.x[1:]
+        return float((others - first).norm(dim=1).max() / first.norm().clamp_min(1e-300))
+
+    def hides(self) -> bool:
+        """Whether the rows ended too far apart: something is left open, or was not solved."""
+        return self.gap() > HIDDEN
+
+    def _count_open(self, system: LinkSystem) -> int:
+        """About how many unknowns the equations leave open.
+
+        The share of a random vector that lies in the null space, from an inverse of the normal
+        matrix or from where random starts ended; it is that share of the unknowns.
+        """
+        assert self.solution is not None
+        if self.inverse is None:
+            apart = (self.solution.x[1:] - self.solution.x[0]).square().mean(1).max()
+            share = float(apart) / max(self.spread, 1e-300) ** 2
+        else:
+            generator = torch.Generator().manual_seed(0)
+            drawn = torch.randn(len(self.values), self.operator.unknowns, generator=generator)
+            drawn = drawn.to(self.values)
+            seen = self.inverse(system.map.adjoint(system.map.forward(drawn)))
+            share = float((drawn * (drawn - seen)).sum() / drawn.square().sum())
+        return max(1, round(min(max(share, 0.0), 1.0) * self.operator.unknowns))
+
+    def error(self) -> Tensor:
+        """A bound of the values' errors (B, 1) from the distance of the rows."""
+        if self.solution is None or not self.settings.repeated:
+            return torch.zeros_like(self.margin)
+        apart = (self.solution.x - self.solution.x[0]).abs().max()
+        return torch.zeros_like(self.margin) + 3 * apart
+
+    def report(self) -> LinkReport:
+        """For people."""
+        solution = self.solution
+        assert solution is not None
+        return LinkReport(
+            layer=self.link.name,
+            unknowns=self.operator.unknowns,
+            equations=self.equations,
+            undetermined=self.open,
+            gap=self.gap(),
+            residual=float(solution.residual.max()),
+            condition=float(solution.condition.max()),
+            steps=self.steps,
+            status=_worst(solution.status).value,
+            constrained=self.constrained,
+            solved=not self.hides() and self._fits() and not self.guessed,
+        )
+
+
+def _worst(status: tuple[Status, ...]) -> Status:
+    """What to tell of several rows: the first that did not arrive."""
+    return next((one for one in status if one is not Status.CONVERGED), Status.CONVERGED)
+
+
+def _opposite(rows: Tensor) -> Tensor:
+    """Starts on both sides of what is open, (B, n).
+
+    Inequalities close an open direction only if the answers from both of its ends meet: from one
+    side, any two starts may be stopped by the same bound.
+    """
+    apart = (rows[1:] - rows[:1]).mean(0, keepdim=True)
+    return torch.cat([rows[:1] - apart, rows[:1] + apart.expand(len(rows) - 1, -1)])
+
+
+def _masked(whole: LinearMap, mask: Tensor) -> LinearMap:
+    """The map on the entries where `mask` (B, n) is 1; the others stay out of it."""
+    return LinearMap(lambda v: whole.forward(v * mask), lambda r: whole.adjoint(r) * mask)

@@ -1,0 +1,147 @@
+"""Pictures come back, with labels known and unknown; settings and budgets are kept."""
+
+import time
+
+import pytest
+import torch
+from problems import WATCH, client, lenet_client, noise, tiny_lenet
+from torch import nn
+
+from auditor.attacks import Search, Watch
+from auditor.attacks.images import goal_of
+from auditor.attacks.matching import dense_distance
+from auditor.attacks.residuals import matching_residual
+from auditor.attacks.second_order import LevenbergMarquardt
+
+ONE = Search(restarts=1, at_once=1, enough=1)
+
+
+def run(had, *, search=ONE, watch=WATCH, seed=0, **settings):
+    return LevenbergMarquardt(search=search, **settings).run(had.problem(), seed=seed, watch=watch)
+
+
+def error(found, had):
+    """Mean squared, over the best order of the samples."""
+    apart = (found.inputs[0][:, None] - had.inputs.double()[None]).square().flatten(2).mean(2)
+    return float(apart.min(1).values.max())
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["product", "dense"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_pictures_come_back(count, limit):
+    had = lenet_client(count)
+    found = run(had, dense_limit_bytes=limit)
+    assert found.courses[0].status == "reached the goal"
+    assert error(found, had) < 1e-3
+    assert sorted(found.input_labels[0].tolist()) == sorted(had.labels.tolist())
+
+
+def test_soft_labels_come_back():
+    had = lenet_client(1)
+    found = run(had, search=Search(restarts=4, at_once=1, enough=1), soft_labels=True)
+    best = [c.status for c in found.courses].index("reached the goal")
+    assert found.input_labels[best].tolist() == had.labels.tolist()
+    assert float((found.inputs[best] - had.inputs).square().mean()) < 1e-3
+
+
+def test_labels_are_searched_when_the_head_was_not_sent():
+    had = client("tanh", 1, 4)
+    kept = {name: g for name, g in had.gradients().items() if "head" not in name}
+    attack = LevenbergMarquardt(search=ONE)
+    problem = had.problem(kept)
+    assert attack.blocked_by(problem) is None
+    found = attack.run(problem, seed=0, watch=WATCH)
+    assert found.input_labels.shape == (1, 1)
+    assert found.inputs.shape == (1, 1, 1, 4, 4)
+
+
+def test_arriving_means_the_goal_of_the_whole_objective():
+    had = lenet_client(2)
+    found = run(had)
+    problem = had.problem()
+    value = dense_distance(problem, found.inputs[0], found.input_labels[0], weighting="layer")
+    assert float(value.detach()) <= 1.01 * goal_of(problem, ONE)
+
+
+def test_noise_does_not_arrive():
+    had = lenet_client(1)
+    problem = had.problem(noise(tiny_lenet(), 0.1))
+    attack = LevenbergMarquardt(search=ONE, steps=10, soft_labels=True)
+    assert attack.run(problem, seed=0, watch=WATCH).courses[0].status != "reached the goal"
+
+
+def test_stops_when_enough_arrived():
+    found = run(lenet_client(1), search=Search(restarts=9, at_once=1, enough=2))
+    arrived = [c.status for c in found.courses].count("reached the goal")
+    assert arrived == 2
+    assert len(found.inputs) == len(found.courses) < 9
+    assert not found.expired
+
+
+def test_courses_tell_the_way():
+    found = run(lenet_client(1))
+    course = found.courses[0]
+    assert course.steps[0] == 0
+    assert course.objective[-1] < 1e-3 * course.objective[0]
+    assert list(course.objective) == sorted(course.objective, reverse=True)
+    assert course.snapshots.shape == (len(course.snapshot_steps), 1, 1, 8, 8)
+    assert course.snapshot_steps[-1] == course.steps[-1]
+    assert torch.equal(course.snapshots[-1], found.inputs[0].float())
+
+
+def test_same_seed_same_answer():
+    one, other = run(lenet_client(1), steps=3), run(lenet_client(1), steps=3)
+    assert torch.equal(one.inputs, other.inputs)
+    assert not torch.equal(one.inputs, run(lenet_client(1), steps=3, seed=1).inputs)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 40], ids=["product", "dense"])
+def test_the_budget_is_kept(limit):
+    begun = time.monotonic()
+    found = run(
+        lenet_client(4, size=16),
+        dense_limit_bytes=limit,
+        watch=Watch(deadline=begun + 0.5),
+        search=Search(restarts=50, at_once=1, enough=50),
+    )
+    assert found.expired
+    assert time.monotonic() - begun < 5
+
+
+def test_a_budget_that_is_over():
+    found = run(lenet_client(1), watch=Watch(deadline=time.monotonic()))
+    assert found.inputs.shape == (0, 1, 1, 8, 8)
+    assert found.input_labels.shape == (0, 1)
+    assert found.expired
+
+
+def test_what_blocks_it():
+    attack = LevenbergMarquardt()
+    assert "batch size" in attack.blocked_by(lenet_client(1).problem(size=None))
+    assert attack.blocked_by(lenet_client(1).problem()) is None
+
+
+def test_the_limit_decides_the_form():
+    had = client("tanh", 2, 4)
+    residual = matching_residual(had.problem(), had.labels, size=2)
+    size = (len(residual.target) + 32) * 32 * 8
+    assert residual.dense_bytes == size
+    assert LevenbergMarquardt(dense_limit_bytes=size).is_dense(residual)
+    assert not LevenbergMarquardt(dense_limit_bytes=size - 1).is_dense(residual)
+
+
+def test_normalised_pixels_start_inside():
+    """Starts are pixels 0..1 in model units."""
+    had = client("tanh", 1, 4)
+    problem = had.problem(mean=(0.5,), std=(0.25,))
+    found = LevenbergMarquardt(search=ONE, steps=0).run(problem, seed=0, watch=WATCH)
+    assert float(found.inputs.min()) >= -2
+    assert float(found.inputs.max()) <= 2
+    assert float(found.inputs.abs().max()) > 1
+
+
+def test_other_layers_than_convolutions():
+    had = client("sigmoid", 1, 4)
+    found = run(had)
+    assert isinstance(had.module.head, nn.Linear)
+    assert error(found, had) < 1e-3
