@@ -15,6 +15,7 @@ from torch import Tensor
 from auditor.metrics import match_batch, psnr
 from auditor.problem import (
     gradient_of,
+    is_in_range,
     relative_residual,
     residuals_of,
     to_pixels,
@@ -37,6 +38,8 @@ def examine(
     problem: Problem, recovery: Recovery, *, attack: str, seconds: float
 ) -> Evidence | Failed:
     """Re-derive every claimed row. `Failed` when there is nothing to re-derive."""
+    if recovery.inputs is None and recovery.labels is None and recovery.expired:
+        return Failed(attack, "the budget ended before every layer was read")
     if recovery.inputs is None:
         return Evidence(attack, recovery, (), (), problem.precision, None, (), 0, {}, seconds)
     labels = recovery.input_labels
@@ -133,8 +136,11 @@ def _own_residual(problem: Problem, recovery: Recovery, gradient: Mapping[str, T
     """The worst relative residual of the weights that layers were read from, with no floor.
 
     `residuals_of` forgives a tensor of pure rounding; what was read from one is worth nothing.
+    Infinite for inputs outside the pixel range: clipped, different ones would look alike.
     """
     names = [link.layer for link in recovery.links if link.layer in problem.gradient]
+    if recovery.inputs is None or not is_in_range(problem, recovery.inputs):
+        return math.inf
     sent = problem.gradient
     apart = [float((gradient[n] - sent[n]).norm() / sent[n].norm()) for n in names]
     return max((_finite(value) for value in apart), default=math.inf)

@@ -153,6 +153,13 @@ def to_pixels(problem: Problem, inputs: Tensor) -> Tensor:
     return (inputs * std + mean).clamp(0, 1)
 
 
+def is_in_range(problem: Problem, inputs: Tensor) -> bool:
+    """Whether inputs (..., C, H, W) in model units are pixels 0..1, up to a hundredth."""
+    mean, std = _affine(problem, inputs)
+    pixels = inputs * std + mean
+    return bool(((pixels > -0.01) & (pixels < 1.01)).all())
+
+
 def _affine(problem: Problem, like: Tensor) -> tuple[Tensor, Tensor]:
     known = problem.knowledge
     mean = torch.tensor(known.mean, dtype=like.dtype, device=like.device).view(-1, 1, 1)

@@ -14,10 +14,11 @@ from auditor.evidence import (
     best_pixels,
     examine,
     is_equal,
+    is_proved,
     is_verified,
 )
 from auditor.problem import gradient_of, relative_residual, residuals_of, tolerance_of
-from auditor.records import Course, Evidence, Failed, LabelClaim, Recovery
+from auditor.records import Course, Evidence, Failed, LabelClaim, LinkReport, Recovery
 
 
 def claim(inputs, labels, **more):
@@ -354,3 +355,92 @@ def test_the_problem_is_left_alone():
     assert all(torch.equal(problem.gradient[n], g) for n, g in before.items())
     assert all(torch.equal(problem.module.state_dict()[n], v) for n, v in state.items())
     assert all(p.grad is None for p in problem.module.parameters())
+
+
+# --------------------------------------------------------------------------- proofs
+
+
+def reading(had, *changes, **more):
+    """A claim in two readings whose layers all say that they are solved."""
+    solved = LinkReport("fc.weight", 48, 240, 0, 0.0, 1e-7, 1.0, 0, "closed form", False, True)
+    found = claim(rows(had, *changes), labels_of(had, len(changes)))
+    return replace(found, links=(replace(solved, **more),))
+
+
+def proved(had, recovery, **known):
+    problem = had.problem(**known)
+    evidence = examine(problem, recovery, attack="images.layers", seconds=0.0)
+    assert isinstance(evidence, Evidence)
+    return is_proved(problem, evidence)
+
+
+def test_two_readings_of_the_truth_are_a_proof():
+    had = lenet_client()
+    assert proved(had, reading(had, same, same))
+
+
+@pytest.mark.parametrize(
+    "more", [{"solved": False}, {"constrained": True}], ids=["open layer", "inequalities"]
+)
+def test_every_layer_has_to_say_so(more):
+    had = lenet_client()
+    assert not proved(had, reading(had, same, same, **more))
+
+
+def test_a_search_is_no_proof():
+    had = lenet_client()
+    assert not proved(had, replace(reading(had, same, same), links=()))
+
+
+def test_one_reading_is_no_proof():
+    had = lenet_client()
+    assert not proved(had, reading(had, same))
+
+
+def test_readings_further_apart_than_the_rounding_of_a_pixel_are_no_proof():
+    had = lenet_client()
+    assert proved(had, reading(had, same, nearly(1e-6)))
+    assert not proved(had, reading(had, same, nearly(4e-3)))
+
+
+def test_a_dump_of_few_digits_is_no_proof():
+    had = lenet_client()
+    coarse = {n: g.half().float() for n, g in had.gradients().items()}
+    problem = replace(had.problem(coarse), precision=5e-4)
+    evidence = examine(problem, reading(had, same, same), attack="a", seconds=0.0)
+    assert not is_proved(problem, evidence)
+
+
+def test_a_batch_is_no_proof():
+    had = lenet_client(2)
+    problem = had.problem()
+    evidence = examine(problem, reading(had, same, same), attack="a", seconds=0.0)
+    assert evidence.worst_residuals[0] < 1e-4
+    assert not is_proved(problem, evidence)
+
+
+def test_a_weight_of_pure_rounding_is_no_proof():
+    """`residuals_of` forgives a tensor that is tiny beside the others; a reading of it is not."""
+    had = lenet_client()
+    sent = dict(had.gradients())
+    sent["fc.weight"] = 1e-12 * torch.randn(
+        sent["fc.weight"].shape, generator=torch.Generator().manual_seed(0)
+    )
+    problem = had.problem(sent)
+    evidence = examine(problem, reading(had, same, same), attack="a", seconds=0.0)
+    assert evidence.own_residual > 1
+    assert not is_proved(problem, evidence)
+
+
+def test_pictures_outside_the_pixel_range_are_no_proof():
+    had = lenet_client()
+    dark = replace(had, inputs=had.inputs - 2)
+    assert not proved(dark, reading(dark, same, same))
+
+
+def test_a_prior_confirms_nothing():
+    had = lenet_client()
+    found = replace(claim(rows(had, same, same), labels_of(had, 2)), guided=True)
+    evidence = examine(had.problem(), found, attack="images.lm", seconds=0.0)
+    assert (evidence.agreement, evidence.agreeing) == ((), 1)
+    assert not is_verified(had.problem(), evidence)

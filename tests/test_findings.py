@@ -10,7 +10,7 @@ from problems import Client, batch, lenet_client
 
 from auditor.evidence import examine
 from auditor.findings import findings_of, why_nothing, why_unfinished
-from auditor.records import Course, Evidence, LabelClaim, Recovery, Truth
+from auditor.records import Course, Evidence, LabelClaim, LinkReport, Recovery, Truth
 from auditor.severity import input_severity, label_severity
 
 CLASSES = 4
@@ -383,3 +383,63 @@ def test_a_verified_claim_that_truth_refutes_is_explained_truthfully():
     wrong = Truth(unlike(had.inputs), had.labels)
     if not findings_of(problem, evidence, wrong):
         assert "no independent restart" not in why_nothing(problem, evidence)
+
+
+# --------------------------------------------------------------------------- layer by layer
+
+
+def link(**more):
+    """A layer that is solved, but for what is said."""
+    solved = LinkReport(
+        "conv.weight", 200, 300, 0, 0.0, 1e-7, 1.0, 9, "reached the goal", False, True
+    )
+    return replace(solved, **more)
+
+
+def read(had, *pictures, links):
+    """Evidence of a reading layer by layer."""
+    problem = had.problem()
+    found = examined(had, *pictures) if pictures else None
+    recovery = Recovery() if found is None else found.recovery
+    return examine(problem, replace(recovery, links=links), attack="images.layers", seconds=0.0)
+
+
+def test_a_proved_picture():
+    had = lenet_client()
+    evidence = read(had, had.inputs, had.inputs, links=(link(layer="fc.weight"),))
+    (found,) = findings_of(had.problem(), evidence, None)
+    assert (found.code, found.certainty, found.severity.score) == ("GA201", "proved", 10.0)
+    assert "computed, not searched for" in found.summary
+    assert any("one sample" in premise for premise in found.premises)
+    assert why_unfinished(had.problem(), evidence) == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"undetermined": 50}, "hides its input: its equations leave about 50 of 200 numbers open"),
+        ({"undetermined": 50, "status": "ran out of steps"}, "was not solved to the end"),
+        ({"residual": 0.3}, "do not hold for one sample: relative residual 3.0e-01"),
+    ],
+)
+def test_the_layer_that_hides_its_input_is_named(more, told):
+    had = lenet_client()
+    evidence = read(had, links=(link(), link(layer="first.weight", solved=False, **more)))
+    assert findings_of(had.problem(), evidence, None) == ()
+    reason = why_nothing(had.problem(), evidence)
+    assert "'first.weight'" in reason
+    assert told in reason
+    assert "proves nothing" in reason
+
+
+def test_a_guess_is_worth_no_more_than_what_was_determined():
+    """Half of the numbers open: as wrong as noise there, 13.8 dB, which is not recognisable."""
+    had = lenet_client()
+    shut = read(had, had.inputs, links=(link(),))
+    half = read(had, had.inputs, links=(link(undetermined=100, solved=False),))
+    (before,), (after,) = (findings_of(had.problem(), e, None) for e in (shut, half))
+    assert before.code == after.code == "GA202"
+    decibels = -10 * math.log10(0.5 / 12)
+    assert after.severity == input_severity(certainty="consistent", psnr=decibels, share=1.0)
+    assert after.severity.score < before.severity.score
+    assert "leave about 100 of 200 numbers open" in why_unfinished(had.problem(), half)

@@ -128,7 +128,9 @@ MODULES = {
         nn.Conv2d(4, 4, 3, dilation=2, padding="same"), nn.GELU(approximate="tanh"),
         nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3),
     ),
-    "batch norm": lambda: nn.Sequential(nn.Conv2d(2, 4, 1), _batch_norm(True), nn.ELU(inplace=True)),
+    "batch norm": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 1), _batch_norm(True), nn.ELU(inplace=True)
+    ),
     "batch norm without affine": lambda: nn.Sequential(nn.Conv2d(2, 4, 1), _batch_norm(False)),
     "group and layer norm": lambda: nn.Sequential(
         nn.GroupNorm(1, 2), nn.LayerNorm([8, 8]), nn.Hardtanh(-0.5, 2.0)
@@ -296,6 +298,7 @@ def test_constants_used_many_times_are_computed_once():
     module = seeded(lambda: Written(forward))
     _, recording = record(module, draw(1, 6))
     made = recording.output.parents[1]
+
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             calls.append(func)

@@ -34,13 +34,16 @@ def test_presets_look_harder_and_harder():
     assert paper.everything
 
 
+EVERY = {"labels.head", "images.layers", "images.lm", "images.idlg", "images.dlg"}
+
+
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
-        (None, {"labels.head", "images.idlg", "images.dlg"}),
-        ([], {"labels.head", "images.idlg", "images.dlg"}),
+        (None, EVERY),
+        ([], EVERY),
         (["labels"], {"labels.head"}),
-        (["images"], {"images.idlg", "images.dlg"}),
+        (["images"], EVERY - {"labels.head"}),
         (["images.dlg"], {"images.dlg"}),
         (["labels", "images.dlg"], {"labels.head", "images.dlg"}),
     ],

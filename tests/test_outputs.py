@@ -103,7 +103,7 @@ def test_separate_evidence_holds_labels_and_pictures(tmp_path, separate):
     assert 0 <= float(found["inputs"].min()) <= float(found["inputs"].max()) <= 1
     assert torch.allclose(found["inputs"], pictures(), atol=1e-2)
     with safe_open(folder / "evidence.safetensors", "pt") as file:
-        assert file.metadata() == {"units": "pixels 0..1", "certainty": "verified"}
+        assert file.metadata() == {"units": "pixels 0..1", "certainty": "proved"}
     with Image.open(folder / "sample-000.png") as image:
         assert (image.mode, image.size) == ("L", (8, 8))
         shown = torch.from_numpy(np.array(image).astype(int))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from auditor.attacks.base import Watch
 from auditor.attacks.labels import label_claim
 from auditor.graph import record, same_program
+from auditor.inversion.activations import has_pattern
 from auditor.inversion.anchor import read_anchor
 from auditor.inversion.constraints import Bounds
 from auditor.inversion.layers import Broken, Chain, chain_of
@@ -55,12 +56,16 @@ class LayerByLayer:
         labels = label_claim(problem).estimate
         assert isinstance(chain, Chain), "blocked_by was not asked"
         assert labels is not None, "blocked_by was not asked"
+        if watch.expired():
+            return Recovery(expired=True)
         generator = torch.Generator().manual_seed(seed)
         rows = _two_readings(problem, chain, generator)
-        tolerance = self.tolerance or min(max(problem.precision, _FINEST), _COARSEST)
+        tolerance = self.tolerance or _tolerance(problem, chain)
         settings = Settings(problem.precision, tolerance, self.max_steps, expired=watch.expired)
         with torch.no_grad():
             anchored = read_anchor(chain, rows, _cotangent(problem, labels))
+            if chain.anchor.bias not in rows and not label_claim(problem).complete:
+                anchored = replace(anchored, scales=2)  # a guessed label chose this one
             found = walk(
                 chain,
                 rows,
@@ -71,6 +76,13 @@ class LayerByLayer:
                 generator=generator,
             )
         return _recovery(problem, found, labels, expired=watch.expired())
+
+
+def _tolerance(problem: Problem, chain: Chain) -> float:
+    """The dump's precision, or finer where small values decide which units of a ReLU were on."""
+    patterns = any(has_pattern(link.activation) for link in chain.links)
+    wanted = problem.precision / 30 if patterns else problem.precision
+    return min(max(wanted, _FINEST), _COARSEST)
 
 
 def _cotangent(problem: Problem, labels: Tensor) -> Callable[[Tensor], Tensor]:

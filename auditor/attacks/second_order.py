@@ -3,23 +3,29 @@
 Matching is a nonlinear least-squares problem, solved here by Levenberg-Marquardt on its residual
 vector (four 16x16 pictures through the papers' LeNet: 10 to 18 steps). Labels are read off the
 head's gradient as in iDLG (Zhao, Mopuri, Bilen 2020, arXiv:2001.02610); where that is impossible
-they are searched with the images, as in DLG (Zhu, Liu, Han 2019, arXiv:1906.08935). Needs a smooth
-network.
+they are searched with the images, as in DLG (Zhu, Liu, Han 2019, arXiv:1906.08935). Where restarts
+do not arrive or do not agree, smoothness chooses (`smoothness.py`). Needs a smooth network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from auditor.attacks.base import Watch
-from auditor.attacks.images import Film, Search, goal_of, starts
+from auditor.attacks.images import Film, Search, starts
 from auditor.attacks.labels import label_claim
 from auditor.attacks.residuals import MatchingResidual, matching_residual
+from auditor.attacks.smoothness import STAGE_STEPS, match_smoothly
+from auditor.problem import to_model_units, to_pixels
 from auditor.records import Course, Problem, Recovery
-from auditor.solve import LinearMap, Solution, Status, levenberg_marquardt
+from auditor.solve import Linearise, Solution, Status, levenberg_marquardt
+
+# Mean squared difference, pixels 0..1, up to which two restarts found the same pictures: 30 dB.
+_ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,18 @@ class LevenbergMarquardt:
     One restart at a time. Up to `dense_limit_bytes` it forms the Jacobian and its normal matrix,
     beyond that it only multiplies with the Jacobian. Pixels are not kept within 0..1: clamping
     them made the search longer (LeNet, four 16x16 pictures).
+
+    With known labels, a prior is tried once: when a restart that multiplies has used up `patience`
+    steps, or in the end, when fewer than `search.enough` arrived or those that did disagree.
     """
 
     search: Search = field(default_factory=lambda: Search(at_once=1))
     steps: int = 40  # of one restart; `search.max_steps` does not apply
     soft_labels: bool = False  # search the labels even when the head gives them away
     dense_limit_bytes: int = 1 << 26  # at 292 MiB products were 3 times faster (LeNet, CPU)
+    patience: int = 20
+    # Weights of the prior, stage by stage; empty: no prior.
+    smoothness: tuple[float, ...] = tuple(10.0**-k for k in range(11))
     name: str = "images.lm"
     title: str = "Images by second-order gradient matching (Levenberg-Marquardt)"
 
@@ -53,49 +65,184 @@ class LevenbergMarquardt:
         labels = None if estimate is None else estimate.to(device)
         residual = matching_residual(problem, labels, size=size)
         generator = torch.Generator().manual_seed(seed)
-        solved: list[Tensor] = []
-        courses: list[Course] = []
-        evaluations, arrived = 0, 0
-        search = replace(self.search, max_steps=self.steps, weighting="layer")
-        while len(solved) < search.restarts and arrived < search.enough and not watch.expired():
-            start = _start(residual, search, generator)
-            film = Film(problem, residual.images, search, self.name, watch, arrived)
-            solution = self._restart(residual, start, film, watch)
-            solved.extend(solution.x)
-            courses.extend(film.courses(solution.x, solution.status))
-            evaluations += solution.evaluations
-            arrived += sum(status is Status.CONVERGED for status in solution.status)
-        rows = torch.stack(solved) if solved else _start(residual, search, generator)[:0]
+        plain, guided = self._search(residual, generator, watch)
+        chosen = plain
+        if guided is not None and (guided.arrived or guided.lowest < plain.lowest):
+            chosen = guided
+        needed = 1 if chosen is guided else self.search.enough
+        rows = (
+            torch.stack(chosen.rows)
+            if chosen.rows
+            else residual.target.new_empty(0, residual.width)
+        )
         return Recovery(
             inputs=residual.images(rows),
             input_labels=residual.hard_labels(rows),
-            courses=tuple(courses),
-            evaluations=evaluations,
-            expired=watch.expired() and arrived < search.enough,
+            courses=tuple(chosen.courses),
+            evaluations=plain.evaluations + (0 if guided is None else guided.evaluations),
+            expired=watch.expired() and chosen.arrived < needed,
+            guided=chosen is guided,
         )
 
     def is_dense(self, residual: MatchingResidual) -> bool:
         """Whether the Jacobian is formed."""
         return residual.dense_bytes <= self.dense_limit_bytes
 
-    def _restart(
-        self, residual: MatchingResidual, start: Tensor, film: Film, watch: Watch
-    ) -> Solution:
-        def linearise(rows: Tensor) -> tuple[Tensor, Tensor | LinearMap] | None:
-            if not self.is_dense(residual):
-                return residual(rows), residual.linear_map(rows)
-            jacobian = residual.dense(rows, watch.expired)
-            return None if jacobian is None else (residual(rows), jacobian)
+    def _search(
+        self, residual: MatchingResidual, generator: torch.Generator, watch: Watch
+    ) -> tuple[_Restarts, _Restarts | None]:
+        """The restarts without a prior, and the one with it, if it was tried."""
+        search, plain = self.search, _Restarts()
+        guided: _Restarts | None = None
+        may = self._may_guide(residual)
+        early = may and not self.is_dense(residual)
+        while len(plain.rows) < search.restarts and plain.arrived < search.enough:
+            if watch.expired():
+                return plain, guided
+            steps = min(self.steps, self.patience) if early and guided is None else self.steps
+            self._restart(residual, _start(residual, search, generator), steps, plain, watch)
+            if early and guided is None and plain.is_tiring():
+                guided = self._guided(residual, generator, watch)
+                if guided.arrived:
+                    return plain, guided
+        if may and guided is None and not (plain.agree(residual, search.enough) or watch.expired()):
+            guided = self._guided(residual, generator, watch)
+        return plain, guided
 
-        return levenberg_marquardt(
-            linearise,
+    def _may_guide(self, residual: MatchingResidual) -> bool:
+        pictures = len(residual.problem.knowledge.input_shape) == 3
+        return bool(self.smoothness) and residual.labels is not None and pictures
+
+    def _film(self, residual: MatchingResidual, steps: int, arrived: int, watch: Watch) -> Film:
+        search = replace(self.search, max_steps=steps, weighting="layer")
+        return Film(residual.problem, residual.images, search, self.name, watch, arrived)
+
+    def _restart(
+        self,
+        residual: MatchingResidual,
+        start: Tensor,
+        steps: int,
+        found: _Restarts,
+        watch: Watch,
+    ) -> None:
+        film = self._film(residual, steps, found.arrived, watch)
+        solution = levenberg_marquardt(
+            _linearised(residual, self.is_dense(residual), watch.expired),
             residual,
             start,
-            max_steps=self.steps,
-            goal=goal_of(residual.problem, film.search),
+            max_steps=steps,
+            goal=film.goal,
             watch=film.see,
             expired=watch.expired,
         )
+        found.add(solution, film)
+
+    def _guided(
+        self, residual: MatchingResidual, generator: torch.Generator, watch: Watch
+    ) -> _Restarts:
+        film = self._film(residual, STAGE_STEPS * len(self.smoothness), 0, watch)
+        solution = match_smoothly(
+            residual,
+            generator,
+            weights=self.smoothness,
+            max_steps=self.steps,
+            goal=film.goal,
+            watch=film.see,
+            expired=watch.expired,
+        )
+        found = _Restarts()
+        found.add(solution, film)
+        return found
+
+
+class _Restarts:
+    """What restarts of one kind found."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []  # (n,) each
+        self.courses: list[Course] = []
+        self.status: list[Status] = []
+        self.evaluations = 0
+        self.lowest = torch.inf  # |r|^2
+
+    def add(self, solution: Solution, film: Film) -> None:
+        self.rows.extend(solution.x)
+        self.courses.extend(film.courses(solution.x, solution.status))
+        self.status.extend(solution.status)
+        self.evaluations += solution.evaluations
+        self.lowest = min([self.lowest, *solution.value.tolist()])
+
+    @property
+    def arrived(self) -> int:
+        return self.status.count(Status.CONVERGED)
+
+    def is_tiring(self) -> bool:
+        """The last restart went on and on."""
+        return self.status[-1] is Status.EXHAUSTED
+
+    def agree(self, residual: MatchingResidual, enough: int) -> bool:
+        """Whether `enough` arrived, and two of them (if so many are asked for) look alike."""
+        there = [
+            to_pixels(residual.problem, residual.images(row[None])[0]).flatten(1)
+            for row, status in zip(self.rows, self.status, strict=True)
+            if status is Status.CONVERGED
+        ]
+        if len(there) < enough or enough < 2:
+            return len(there) >= enough
+        return any(
+            _are_alike(one, other) for i, one in enumerate(there) for other in there[i + 1 :]
+        )
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether every sample of a batch (N, D) has its like in the other: the order means nothing."""
+    apart = torch.stack([(other - sample).square().mean(1) for sample in one])
+    return bool(apart.amin(0).max() <= _ALIKE) and bool(apart.amin(1).max() <= _ALIKE)
+
+
+def polish(
+    problem: Problem,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    expired: Callable[[], bool],
+) -> Tensor:
+    """Improve a claim by at most `steps` Levenberg-Marquardt steps, without a prior.
+
+    `inputs` (N, C, H, W) in model units, `labels` (N,) class indices. Pixels are kept within 0..1.
+    Gives (N, C, H, W) in the problem's dtype: the end, or the inputs as they are when the end's
+    objective is not lower.
+    """
+    like = next(iter(problem.gradient.values()))
+    residual = matching_residual(problem, labels.to(like.device), size=len(inputs))
+    given = inputs.to(like).reshape(1, -1)
+    black, white = (
+        to_model_units(problem, like.new_full(inputs.shape, end)).flatten() for end in (0.0, 1.0)
+    )
+    solution = levenberg_marquardt(
+        _linearised(residual, False, expired),
+        residual,
+        given,
+        lower=black,
+        upper=white,
+        max_steps=steps,
+        expired=expired,
+    )
+    better = bool(solution.value < residual(given).square().sum(1))
+    return residual.images(solution.x if better else given)[0]
+
+
+def _linearised(residual: MatchingResidual, dense: bool, expired: Callable[[], bool]) -> Linearise:
+    """The residuals and their Jacobian, as a matrix or as a map."""
+    if not dense:
+        return lambda rows: (residual(rows), residual.linear_map(rows))
+
+    def linearise(rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        jacobian = residual.dense(rows, expired)
+        return None if jacobian is None else (residual(rows), jacobian)
+
+    return linearise
 
 
 def _start(residual: MatchingResidual, search: Search, generator: torch.Generator) -> Tensor:

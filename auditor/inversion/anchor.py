@@ -20,9 +20,13 @@ from auditor.inversion.layers import Chain
 _GRID = 120  # scales tried each way, evenly on a logarithmic scale
 _SMALLEST, _LARGEST = -3.0, 4.0  # powers of ten, relative to the root mean square of a value
 _GOLDEN = 0.6180339887498949
-_SHRINKS = 80
+_SHRINKS = 60
 # A scale that misses by so many times the least, or by so much of G, may be the right one too.
 _AS_GOOD, _FITS = 10.0, 1e-4
+_CLOSE = 141  # scales tried near the best one
+_SAME = 1e-3  # relative distance of two refinements of one minimum
+# Where the misfit grows less than so many times as fast as the scale, rounding decides the scale.
+_STEP, _FLAT = 1e-3, 0.05
 _NOTHING = 1e-30  # a cotangent below this is no number of a float32 dump
 
 
@@ -72,11 +76,14 @@ def _scaled(
 ) -> tuple[Tensor, Tensor, int]:
     """Input (E,) and cotangent (M,) of an anchor without a bias gradient, from G (M, E).
 
-    And how many scales explain G about as well as the best.
+    And how many scales explain G about as well as the best; two for one that is nearly double.
     """
     row = matrix[int(matrix.norm(dim=1).argmax())]
     direction = row / row.norm().clamp_min(torch.finfo(row.dtype).tiny)
     image = matrix @ direction  # t d(t)
+    size = float(image.norm())
+    if size == 0:
+        return direction, image, 1
 
     def miss(scale: Tensor) -> float:
         found = _cotangent(chain, scale * direction, cotangent_of_logits)
@@ -84,16 +91,27 @@ def _scaled(
 
     powers = torch.linspace(_SMALLEST, _LARGEST, _GRID, dtype=row.dtype, device=row.device)
     ladder = 10**powers * len(direction) ** 0.5
-    scales = torch.cat([-ladder.flip(0), ladder])
+    found = _valleys(miss, torch.cat([-ladder.flip(0), ladder]), size)
+    if found:  # neighbours that share a rung of the ladder
+        best = min(found, key=lambda scale: found[scale])
+        close = torch.linspace(0.7, 1.4, _CLOSE, dtype=row.dtype, device=row.device)
+        found |= _valleys(miss, (best * close).sort().values, size)
+    scale, least = min(found.items(), key=lambda item: item[1], default=(ladder[0], size))
+    limit = max(_AS_GOOD * least, _FITS * size)
+    fitting = [other for other, depth in found.items() if depth <= limit]
+    apart = sum(float((other / scale - 1).abs()) > _SAME for other in fitting)
+    steep = min(miss(scale * (1 + step)) for step in (-_STEP, _STEP)) / (_STEP * size)
+    return scale * direction, image / scale, 1 + apart + (steep < _FLAT)
+
+
+def _valleys(miss: Callable[[Tensor], float], scales: Tensor, size: float) -> dict[Tensor, float]:
+    """The local minima of `miss` below half of `size` over sorted `scales`, refined."""
     misses = torch.tensor([miss(scale) for scale in scales])
     inner = (misses[1:-1] <= misses[:-2]) & (misses[1:-1] <= misses[2:])
-    valleys = (inner.nonzero().flatten() + 1).tolist() or [1]
-    found = [_minimum(miss, scales[place - 1], scales[place + 1]) for place in valleys]
-    depths = [miss(scale) for scale in found]
-    best = min(depths)
-    fitting = sum(depth <= max(_AS_GOOD * best, _FITS * float(image.norm())) for depth in depths)
-    scale = found[depths.index(best)]
-    return scale * direction, image / scale, fitting
+    inner &= misses[1:-1] < size / 2
+    places = (inner.nonzero().flatten() + 1).tolist()
+    found = [_minimum(miss, scales[place - 1], scales[place + 1]) for place in places]
+    return {scale: miss(scale) for scale in found}
 
 
 def _minimum(miss: Callable[[Tensor], float], low: Tensor, high: Tensor) -> Tensor:

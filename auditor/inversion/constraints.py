@@ -34,6 +34,12 @@ class Bounds:
     low: float | Tensor = -math.inf
     high: float | Tensor = math.inf
 
+    @property
+    def width(self) -> float:
+        """Of the widest value; 0 where there are no bounds."""
+        apart = torch.as_tensor(self.high) - torch.as_tensor(self.low)
+        return float(apart.max()) if bool(apart.isfinite().all()) else 0.0
+
     def clamp(self, values: Tensor) -> Tensor:
         return torch.minimum(
             torch.maximum(values, self._like(self.low, values)), self._like(self.high, values)
@@ -171,8 +177,12 @@ def _differences(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _gathered(parts: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The transpose of `_differences`."""
     channels, height, width = shape
-    down = parts[:, : channels * (height - 1) * width].view(-1, channels, height - 1, width)
-    across = parts[:, channels * (height - 1) * width :].view(-1, channels, height, width - 1)
+    down = parts[:, : channels * (height - 1) * width].reshape(
+        len(parts), channels, height - 1, width
+    )
+    across = parts[:, channels * (height - 1) * width :].reshape(
+        len(parts), channels, height, width - 1
+    )
     picture = parts.new_zeros(len(parts), *shape)
     picture[:, :, 1:] += down
     picture[:, :, :-1] -= down

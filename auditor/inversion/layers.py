@@ -31,8 +31,10 @@ _SCALES = frozenset({"add", "sub", "mul", "div", "neg", "rsub"})
 ACTIVATIONS = frozenset({
     "relu", "sigmoid", "tanh", "softplus", "elu", "gelu", "silu", "leaky_relu", "hardtanh",
 })  # fmt: skip
+_BIJECTIVE = frozenset({"sigmoid", "tanh", "softplus", "elu", "leaky_relu"})
 # Operations that only move numbers: their adjoint is their inverse.
 _MOVES = (HANDS_ON | TURNS) - {"expand", "slice"}
+_SMOOTH = 15.0  # softplus with a lower threshold jumps there by more than single precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +84,10 @@ class Link:
 
     @property
     def moves_only(self) -> bool:
-        """Whether it only puts the same numbers elsewhere."""
-        return self.operator is None and all(only_moves(n) for n in (*self.before, *self.after))
+        """Whether it only puts the same numbers elsewhere, or through a bijection."""
+        name = "" if self.activation is None else self.activation.operation.rstrip("_")
+        bijective = self.activation is None or name in _BIJECTIVE
+        return bijective and self.operator is None and all(only_moves(n) for n in self.before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,16 +192,21 @@ def chain_of(recording: Recording, sent: Collection[str]) -> Chain | Broken:
             broken = path
             continue
         above = _order(anchor.node, recording.output)
-        if anchor.bias not in sent and _has_side_entries(above, anchor.node, layers):
+        if anchor.bias not in sent and _has_side_entries(
+            recording.given, above, anchor.node, layers
+        ):
             broken = Broken("a linear layer without a bias stands beside another branch")
             continue
         return Chain(recording.given, _links(recording, path), anchor, tuple(above))
     return broken
 
 
-def _has_side_entries(above: list[Node], anchor: Node, layers: tuple[Layer, ...]) -> bool:
+def _has_side_entries(
+    given: Node, above: list[Node], anchor: Node, layers: tuple[Layer, ...]
+) -> bool:
     """Whether something besides the anchor brings the input into what stands above it."""
-    inner, moving = {anchor, *above}, {layer.node for layer in layers}
+    inner = {anchor, *above}
+    moving = {given, *(layer.node for layer in layers)}
     return any(p in moving and p not in inner for node in above for p in node.parents)
 
 
@@ -261,8 +270,10 @@ def _path(layers: tuple[Layer, ...], anchor: Node) -> list[Layer] | Broken:
 def _readable(layer: Layer) -> bool:
     """Whether the numbers of an operation leave it reversible, and its dimensions are ours."""
     numbers = [a for a in layer.node.arguments[1:] if isinstance(a, int | float)]
-    if layer.operation.rstrip("_") in {"leaky_relu", "elu", "softplus"}:
-        return all(number > 0 for number in numbers)
+    name = layer.operation.rstrip("_")
+    if name in {"leaky_relu", "elu", "softplus"}:
+        steps = name == "softplus" and numbers[1:2] != [] and numbers[1] < _SMOOTH
+        return all(number > 0 for number in numbers) and not steps
     return layer.kind != "convolution" or len(layer.shape) == 3
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from auditor.graph import Node
 from auditor.inversion.activations import (
     Undone,
     has_pattern,
@@ -23,6 +24,7 @@ from auditor.records import LinkReport
 from auditor.solve import LinearMap, LinearSolution, Status, least_squares
 
 _ROUNDS = 6  # of deciding a pattern and solving again
+_ROUND_STEPS = 600
 _TIGHT = 1e3  # times the precision: no doubt is left at this residual
 _TRIAL_STEPS = 60  # before a normal matrix is factorised
 _FEW_STEPS = 6  # that an inverse usually takes
@@ -31,6 +33,7 @@ HIDDEN = 1e-2
 # Random starts lie so many times the solution's size away, so that even a single open direction
 # among thousands keeps rows apart.
 _FAR = 100.0
+_TYPICAL = 0.3  # root mean square of a picture, relative to the pixel range
 _LOOSER = 10.0
 _ZERO = 1e-3  # of the largest value: below it a penalised value may be zero
 # Residuals of links that were read well are near the precision times their condition; misread
@@ -59,13 +62,14 @@ class LinkSolver:
         cotangent: Tensor,
         margin: Tensor,
         bounds: Bounds,
+        below: Node | None,
         pixels: bool,
         settings: Settings,
         generator: torch.Generator | None,
     ) -> None:
         self.link, self.values, self.cotangent, self.margin = link, values, cotangent, margin
         self.bounds, self.pixels, self.settings = bounds, pixels, settings
-        self.generator = generator
+        self.generator, self.precise = generator, has_pattern(below)
         self.operator = LinkOperator(link, values)
         self.solution: LinearSolution | None = None
         self.open = 0  # unknowns that the equations alone leave open
@@ -89,8 +93,8 @@ class LinkSolver:
             again = undo(self.link.activation, self.values, margin=self.margin, near=pre)
             if torch.equal(again.slope, undone.slope):
                 break
-            undone = again
-            found = self._solved(self._system(undone, sent), found)
+            undone, self.inverse = again, None  # the inverse was of other weights
+            found = self._solved(self._system(undone, sent), found, _ROUND_STEPS)
         if self.hides() and not self.settings.expired():
             system = self._system(undone, sent)
             self.open = self._count_open(system)
@@ -119,22 +123,24 @@ class LinkSolver:
         pre = torch.where(undone.known, undone.inputs, 0.0)
         return LinkSystem(self.operator, pre, weights, self.cotangent * undone.slope, sent)
 
-    def _solved(self, system: LinkSystem, start: Tensor | None = None) -> Tensor:
+    def _solved(
+        self, system: LinkSystem, start: Tensor | None = None, limit: int | None = None
+    ) -> Tensor:
         first = self._starts(system) if start is None else start
         self.equations = int(system.equations.min())
         alike = self.settings.repeated  # then one inverse serves all rows
         if alike and self.inverse is None and pays_at_once(system):
             self.inverse = inverse_of(system)
-        solution = self._run(
-            system.map, system.rhs, first, _FEW_STEPS if self.inverse else _TRIAL_STEPS
-        )
+        few = _FEW_STEPS if self.inverse else _TRIAL_STEPS
+        solution = self._run(system.map, system.rhs, first, few, self.inverse)
         if alike and self.inverse is None and solution.status[0] is Status.EXHAUSTED:
             self.inverse = inverse_of(system)
         if Status.EXHAUSTED in solution.status:
-            solution = self._run(
-                system.map, system.rhs, solution.x, self.settings.max_steps, self.inverse
-            )
-        self.solution = solution
+            steps = limit or self.settings.max_steps
+            solution = self._run(system.map, system.rhs, solution.x, steps, self.inverse)
+        apart = solution.residual * system.rhs.norm(dim=1)
+        size = torch.maximum(system.magnitude, system.rhs.norm(dim=1)).clamp_min(1e-300)
+        self.solution = replace(solution, residual=apart / size)
         return solution.x
 
     def _run(
@@ -145,10 +151,11 @@ class LinkSolver:
         steps: int,
         inverse: Inverse | None = None,
     ) -> LinearSolution:
-        # The repetitions only have to show where the first row is not alone.
+        # The repetitions only have to show where the first row is not alone, unless the distance
+        # between rows decides which values of a ReLU count as zero.
         tolerance = torch.full_like(rhs[:, 0], self.settings.tolerance)
         if self.settings.repeated:
-            tolerance[1:] *= _LOOSER
+            tolerance[1:] *= 1.0 if self.precise else _LOOSER
         solution = least_squares(
             equations,
             rhs,
@@ -169,7 +176,9 @@ class LinkSolver:
         downhill = system.map.adjoint(system.rhs)
         image = system.map.forward(downhill).square().sum(1, keepdim=True)
         length = downhill.square().sum(1, keepdim=True) / image.clamp_min(1e-300)
-        self.spread = _FAR * float((length * downhill).square().mean(1)[0].sqrt())
+        size = float((length * downhill).square().mean(1)[0].sqrt())
+        least = max(_TYPICAL * self.bounds.width, 1e-3 * float(self.values.abs().mean()), 1e-6)
+        self.spread = _FAR * max(size, least)
         drawn = torch.randn(zero.shape, generator=self.generator, dtype=torch.float64).to(zero)
         drawn[0] = 0
         return self.spread * drawn
@@ -231,7 +240,8 @@ class LinkSolver:
         if self.solution is None or not self.settings.repeated or len(self.values) < 2:
             return 0.0
         first, others = self.solution.x[0], self.solution.x[1:]
-        return float((others - first).norm(dim=1).max() / first.norm().clamp_min(1e-300))
+        least = max(_TYPICAL * self.bounds.width * len(first) ** 0.5, 1e-300)  # black has no size
+        return float((others - first).norm(dim=1).max() / first.norm().clamp_min(least))
 
     def hides(self) -> bool:
         """Whether the rows ended too far apart: something is left open, or was not solved."""

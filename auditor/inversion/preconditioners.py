@@ -24,7 +24,7 @@ _RIDGE = 1e-12  # relative to the largest diagonal entry: keeps a singular matri
 
 
 def inverse_of(system: LinkSystem) -> Inverse | None:
-    """The (nearly exact) inverse of the first row's normal matrix; None when it is too large."""
+    """The inverse of the first row's normal matrix, up to a small ridge; None when too large."""
     if system.operator.unknowns <= _DENSE:
         return _dense(system)
     return _by_channel(system) if _has_tall_channels(system) else None

@@ -32,6 +32,8 @@ class Affine:
     def __init__(self, source: Node, nodes: tuple[Node, ...], like: Tensor) -> None:
         self.source, self.nodes = source, nodes
         self.trivial = all(node.operation in _RESHAPES for node in nodes)
+        # What is written in place has the recorded shape.
+        self.writes = any(node.call is not None and node.call.writes for node in nodes)
         self.width = math.prod(nodes[-1].shape if nodes else source.shape)
         self.zero = like.new_zeros(1, math.prod(source.shape))
         self.offset = like.new_zeros(1, self.width) if self.trivial else self._call(self.zero)
@@ -40,7 +42,9 @@ class Affine:
         def one(row: Tensor) -> Tensor:
             return replay(self.nodes, self.source, row.view(self.source.shape)).reshape(-1)
 
-        return one(rows[0])[None] if len(rows) == 1 else vmap(one)(rows)
+        if len(rows) > 1 and not self.writes:
+            return vmap(one)(rows)
+        return torch.stack([one(row) for row in rows])
 
     def forward(self, rows: Tensor) -> Tensor:
         """The linear part, (B, n) -> (B, m)."""
@@ -51,7 +55,9 @@ class Affine:
         if self.trivial:
             return rows
         pull: Callable[[Tensor], tuple[Tensor]] = self._pull
-        return pull(rows)[0] if len(rows) == 1 else vmap(lambda r: pull(r[None])[0][0])(rows)
+        if len(rows) > 1 and not self.writes:
+            return vmap(lambda row: pull(row[None])[0][0])(rows)
+        return torch.cat([pull(row[None])[0] for row in rows])
 
     @cached_property
     def _pull(self) -> Callable[[Tensor], tuple[Tensor]]:
@@ -173,6 +179,9 @@ class LinkSystem:
         """
         self.operator, self.weights = operator, weights
         right = [weights * (pre - operator.offset)]
+        whole = [
+            weights * pre
+        ]  # before offsets are taken off: what rounding errors are relative to
         self.sends = sent is not None and operator.operator is not None
         if self.sends and sent is not None:
             self.delta = operator.places(operator.after.adjoint(cotangents))  # (B, g, O, L)
@@ -181,7 +190,9 @@ class LinkSystem:
             seen = operator.patches.forward(operator.before.offset)
             told = self._told(sent) - self.delta @ seen.mT
             right.append((self.scale * told).flatten(1))
+            whole.append((self.scale * self._told(sent)).flatten(1))
         self.rhs = torch.cat(right, 1)
+        self.magnitude = torch.cat(whole, 1).norm(dim=1)  # (B,)
         self.map = LinearMap(self.forward, self.adjoint)
 
     def _told(self, sent: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ def walk(
         link = chain.links[place]
         below = chain.links[place - 1].activation if place else None
         within = _range_of(below) if place else bounds
-        step = LinkSolver(link, values, cotangent, margin, within, place == 0, settings, generator)
+        step = LinkSolver(
+            link, values, cotangent, margin, within, below, place == 0, settings, generator
+        )
         values, cotangent = step.solve(gradient)
         if link.moves_only:
             continue
@@ -96,7 +98,7 @@ def _anchor_report(
         residual=off_rank,
         condition=1.0,
         steps=0,
-        status="closed form" if anchored.scales == 1 else f"{anchored.scales} scales fit",
+        status="closed form" if anchored.scales == 1 else "more than one scale may fit",
         constrained=False,
         solved=anchored.scales == 1
         and off_rank <= min(max(_MARGIN * precision, 1e-5), _ONE_SAMPLE),

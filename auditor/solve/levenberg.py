@@ -40,17 +40,19 @@ def levenberg_marquardt(
     upper: Tensor | None = None,
     max_steps: int,
     goal: float = 0.0,
+    damping: float | None = None,
     watch: Watcher | None = None,
     expired: Callable[[], bool] = lambda: False,
 ) -> Solution:
     """Minimise |r(x)|^2 of every row of `start` (R, n) until it is at most `goal`.
 
     `lower` and `upper` (n,) or (R, n) bound x; a start outside is clamped. `value` of the answer
-    is |r|^2. One step is one Jacobian, with as many trials of the damping as it takes. `watch` sees
-    every step and may stop the run; `expired` is asked between the parts of a step.
+    is |r|^2. `damping` is the first mu; None: a tenth of the mean diagonal entry of J'J. One step
+    is one Jacobian, with as many trials of the damping as it takes. `watch` sees every step and may
+    stop the run; `expired` is asked between the parts of a step.
     `evaluations` counts calls for residuals and for Jacobians alike.
     """
-    run = _Run(linearise, residual, start, (lower, upper), goal, expired)
+    run = _Run(linearise, residual, start, (lower, upper), goal, damping, expired)
     steps = 0
     stopped = watch is not None and watch(0, run.x, run.value)
     while steps < max_steps and not stopped and run.moving.any() and not expired():
@@ -74,6 +76,7 @@ class _Run:
         start: Tensor,
         bounds: tuple[Tensor | None, Tensor | None],
         goal: float,
+        damping: float | None,
         expired: Callable[[], bool],
     ) -> None:
         self.linearise, self.residual, self.expired = linearise, residual, expired
@@ -87,7 +90,8 @@ class _Run:
         self.value = self.residual(self.x).square().sum(1)
         self.first = self.value.clone()
         self.status: list[Status | None] = [None] * len(start)
-        self.damping = torch.full_like(self.value, torch.nan)  # set at the first Jacobian
+        # NaN is replaced at the first Jacobian.
+        self.damping = torch.full_like(self.value, torch.nan if damping is None else damping)
         self.growth = torch.full_like(self.value, 2.0)
         self.moving = torch.ones_like(self.value, dtype=torch.bool)
         self._settle(~self.value.isfinite(), torch.zeros_like(self.moving))

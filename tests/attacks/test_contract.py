@@ -21,7 +21,18 @@ from problems import (
 )
 from torch import nn
 
-from auditor.attacks import ATTACKS, DLG, IDLG, HeadLabels, Search, Watch, with_search
+from auditor.attacks import (
+    ATTACKS,
+    DLG,
+    IDLG,
+    PAPER,
+    HeadLabels,
+    LayerByLayer,
+    LevenbergMarquardt,
+    Search,
+    Watch,
+    with_search,
+)
 from auditor.evidence import examine
 from auditor.records import Failed, Problem, Truth
 
@@ -213,13 +224,16 @@ def test_attacks_are_values(attack):
 def test_names_are_unique_and_cheap_attacks_come_first():
     names = [attack.name for attack in ATTACKS]
     assert len(set(names)) == len(names)
-    assert names == ["labels.head", "images.idlg", "images.dlg"]
+    assert names == ["labels.head", "images.layers", "images.lm", "images.idlg", "images.dlg"]
 
 
 def test_with_search():
     assert with_search(IDLG(), FEW) == IDLG(search=FEW)
     assert with_search(DLG(), FEW) == DLG(search=FEW)
     assert with_search(HeadLabels(), FEW) == HeadLabels()
+    assert with_search(LayerByLayer(), FEW) == LayerByLayer()
+    assert with_search(LevenbergMarquardt(), FEW).search == FEW
+    assert with_search(LevenbergMarquardt(), PAPER) == LevenbergMarquardt()
 
 
 # --------------------------------------------------------------------------- the truth is not there

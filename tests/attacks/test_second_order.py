@@ -4,14 +4,14 @@ import time
 
 import pytest
 import torch
-from problems import WATCH, client, lenet_client, noise, tiny_lenet
+from problems import WATCH, Client, client, lenet_client, noise, tiny_lenet
 from torch import nn
 
 from auditor.attacks import Search, Watch
 from auditor.attacks.images import goal_of
 from auditor.attacks.matching import dense_distance
 from auditor.attacks.residuals import matching_residual
-from auditor.attacks.second_order import LevenbergMarquardt
+from auditor.attacks.second_order import LevenbergMarquardt, _are_alike, polish
 
 ONE = Search(restarts=1, at_once=1, enough=1)
 
@@ -134,7 +134,8 @@ def test_normalised_pixels_start_inside():
     """Starts are pixels 0..1 in model units."""
     had = client("tanh", 1, 4)
     problem = had.problem(mean=(0.5,), std=(0.25,))
-    found = LevenbergMarquardt(search=ONE, steps=0).run(problem, seed=0, watch=WATCH)
+    attack = LevenbergMarquardt(search=ONE, steps=0, smoothness=())
+    found = attack.run(problem, seed=0, watch=WATCH)
     assert float(found.inputs.min()) >= -2
     assert float(found.inputs.max()) <= 2
     assert float(found.inputs.abs().max()) > 1
@@ -145,3 +146,94 @@ def test_other_layers_than_convolutions():
     found = run(had)
     assert isinstance(had.module.head, nn.Linear)
     assert error(found, had) < 1e-3
+
+
+# --------------------------------------------------------------------------- the prior
+
+
+def open_batch():
+    """Only the head was sent: 48 features of 64 pixels. The picture is smooth."""
+    ramp = torch.linspace(0.2, 0.8, 8)
+    had = Client(tiny_lenet(), (0.5 * (ramp[:, None] + ramp))[None, None], torch.tensor([1]))
+    return had, {name: g for name, g in had.gradients().items() if name.startswith("fc")}
+
+
+def test_smoothness_chooses_where_restarts_disagree():
+    had, sent = open_batch()
+    problem, search = had.problem(sent), Search(restarts=2, at_once=1, enough=2)
+    plain = LevenbergMarquardt(search=search, smoothness=()).run(problem, seed=0, watch=WATCH)
+    found = LevenbergMarquardt(search=search).run(problem, seed=0, watch=WATCH)
+    assert [c.status for c in plain.courses] == ["reached the goal"] * 2
+    assert not plain.guided
+    assert error(plain, had) > 1e-2
+    assert found.guided
+    assert [c.status for c in found.courses] == ["reached the goal"]
+    assert error(found, had) < 1e-3
+    assert found.evaluations > plain.evaluations
+    assert not found.expired
+
+
+def test_smoothness_takes_over_from_a_restart_that_tires():
+    """Patience 1: one restart without the prior, the others are not begun."""
+    had, sent = open_batch()
+    told = Search(restarts=9, at_once=1, enough=2)
+    attack = LevenbergMarquardt(search=told, patience=1, dense_limit_bytes=0)
+    found = attack.run(had.problem(sent), seed=0, watch=WATCH)
+    assert found.guided
+    assert len(found.inputs) == len(found.courses) == 1
+    assert error(found, had) < 1e-3
+
+
+def test_smoothness_is_not_asked_where_restarts_agree():
+    found = run(lenet_client(1), search=Search(restarts=4, at_once=1, enough=2))
+    assert [c.status for c in found.courses].count("reached the goal") == 2
+    assert not found.guided
+
+
+def test_likeness_does_not_ask_for_an_order():
+    generator = torch.Generator().manual_seed(0)
+    one = torch.rand(3, 50, generator=generator)
+    assert _are_alike(one, one[[2, 0, 1]] + 0.03)
+    assert not _are_alike(one, one + 0.04)
+    assert not _are_alike(one, one[[0, 0, 1]])
+    assert not _are_alike(one[[0, 0, 1]], one)
+
+
+# --------------------------------------------------------------------------- polishing
+
+
+def never():
+    return False
+
+
+def near(had, sigma=0.02):
+    generator = torch.Generator().manual_seed(5)
+    noise = sigma * torch.randn(had.inputs.shape, generator=generator)
+    return (had.inputs + noise).double()
+
+
+def test_polishing_comes_nearer():
+    had = lenet_client(2)
+    problem, start = had.problem(), near(had)
+    end = polish(problem, start, had.labels, steps=15, expired=never)
+    assert end.shape == start.shape
+    assert float((end - had.inputs).abs().max()) < 0.1 * float((start - had.inputs).abs().max())
+    assert float(end.min()) >= 0
+    assert float(end.max()) <= 1
+
+
+def test_polishing_is_never_worse():
+    """Clamping can raise the objective: then the inputs come back as they are."""
+    had = lenet_client(1)
+    outside = Client(had.module, had.inputs + 1.0, had.labels)
+    start = outside.inputs.double()
+    end = polish(outside.problem(), start, had.labels, steps=2, expired=never)
+    assert torch.equal(end, start)
+
+
+def test_polishing_without_time_changes_nothing():
+    had = lenet_client(1)
+    start = near(had).clamp(0, 1)
+    assert torch.equal(
+        polish(had.problem(), start, had.labels, steps=5, expired=lambda: True), start
+    )

@@ -15,6 +15,10 @@ def seeded(make, seed=0):
         return make().double().eval()
 
 
+def sequence(*modules):
+    return seeded(lambda: nn.Sequential(*modules))
+
+
 def draw(*shape, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)

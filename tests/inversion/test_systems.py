@@ -16,7 +16,9 @@ LINKS = {
     "linear without bias": (nn.Linear(12, 7, bias=False), nn.Sigmoid(), (12,)),
     "places": (nn.Linear(4, 5), nn.Tanh(), (3, 4)),
     "flipped": (Written(lambda m, x: x @ m.w, w=draw(12, 7)), nn.Tanh(), (12,)),
-    "flipped places": (Written(lambda m, x: x @ m.w + m.b, w=draw(4, 5), b=draw(5)), nn.Tanh(), (3, 4)),
+    "flipped places": (
+        Written(lambda m, x: x @ m.w + m.b, w=draw(4, 5), b=draw(5)), nn.Tanh(), (3, 4),
+    ),
     "convolution": (nn.Conv2d(2, 3, 3), nn.Sigmoid(), (2, 6, 5)),
     "stride and padding": (nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Sigmoid(), (2, 6, 5)),
     "stride (1, 2), padding (2, 0)": (

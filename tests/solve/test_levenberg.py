@@ -287,3 +287,16 @@ def test_normal_matrix_by_blocks(width):
     found = _normal_matrix(jacobian, lambda: False)
     assert torch.allclose(found, jacobian.mT @ jacobian)
     assert found.shape == (2, width, width)
+
+
+@both_forms
+def test_the_first_damping_can_be_given(form):
+    """One step on a linear problem, against the damped normal equations."""
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.randn(6, 4, generator=generator, dtype=DOUBLE)
+    right = torch.randn(6, generator=generator, dtype=DOUBLE)
+    found = solve(lambda x: matrix @ x - right, [0.0] * 4, form, max_steps=1, damping=3.0)
+    expected = torch.linalg.solve(matrix.T @ matrix + 3 * torch.eye(4), matrix.T @ right)
+    # The map's equations are solved to a tenth of the first residual.
+    bound = 1e-10 if form is dense else 0.1
+    assert torch.allclose(found.x[0], expected, atol=bound * float(expected.norm()))
