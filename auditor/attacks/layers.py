@@ -59,9 +59,10 @@ class LayerByLayer:
         if watch.expired():
             return Recovery(expired=True)
         generator = torch.Generator().manual_seed(seed)
-        rows = _two_readings(problem, chain, generator)
+        noise = _noise(problem, chain)
+        rows = _two_readings(problem, chain, noise, generator)
         tolerance = self.tolerance or _tolerance(problem, chain)
-        settings = Settings(problem.precision, tolerance, self.max_steps, expired=watch.expired)
+        settings = Settings(noise, tolerance, self.max_steps, expired=watch.expired)
         with torch.no_grad():
             anchored = read_anchor(chain, rows, _cotangent(problem, labels))
             if chain.anchor.bias not in rows and not label_claim(problem).complete:
@@ -70,7 +71,7 @@ class LayerByLayer:
                 chain,
                 rows,
                 anchored,
-                precision=problem.precision,
+                precision=noise,
                 bounds=_pixel_bounds(problem),
                 settings=settings,
                 generator=generator,
@@ -124,22 +125,36 @@ def _double(module: nn.Module) -> nn.Module | None:
     return copy.deepcopy(module).double()
 
 
+def _noise(problem: Problem, chain: Chain) -> float:
+    """The relative errors of the dump: its rounding, or more when the anchor shows more.
+
+    Without errors the anchor's weight gradient has rank one, whatever the format can hold.
+    """
+    assert chain.anchor.weight is not None
+    matrix = problem.gradient[chain.anchor.weight].double()
+    row = matrix[int(matrix.norm(dim=1).argmax())]
+    direction = row / row.norm().clamp_min(torch.finfo(row.dtype).tiny)
+    apart = (matrix - (matrix @ direction)[:, None] * direction).norm()
+    seen = float(apart / matrix.norm().clamp_min(torch.finfo(row.dtype).tiny))
+    return max(problem.precision, seen)
+
+
 def _two_readings(
-    problem: Problem, chain: Chain, generator: torch.Generator
+    problem: Problem, chain: Chain, noise: float, generator: torch.Generator
 ) -> Mapping[str, Tensor]:
-    """The dump, and the dump with errors of the size that its rounding may have: (2, *shape)."""
+    """The dump, and the dump with errors of the size that its own may have: (2, *shape)."""
     operators = [chain.anchor, *(link.operator for link in chain.links if link.operator)]
     names = {name for o in operators for name in (o.weight, o.bias) if name in problem.gradient}
     return {
-        name: _reread(problem.gradient[name].double(), problem.precision, generator)
+        name: _reread(problem.gradient[name].double(), noise, generator)
         for name in sorted(name for name in names if name is not None)
     }
 
 
-def _reread(sent: Tensor, precision: float, generator: torch.Generator) -> Tensor:
+def _reread(sent: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     drawn = torch.randn(sent.shape, generator=generator, dtype=torch.float64).to(sent)
     size = sent.abs() + sent.square().mean().sqrt()  # each entry's own rounding, and the sums'
-    return torch.stack([sent, sent + precision * size * drawn])
+    return torch.stack([sent, sent + noise * size * drawn])
 
 
 def _pixel_bounds(problem: Problem) -> Bounds:

@@ -35,6 +35,7 @@ HIDDEN = 1e-2
 _FAR = 100.0
 _TYPICAL = 0.3  # root mean square of a picture, relative to the pixel range
 _LOOSER = 10.0
+_SURPLUS = 1.1  # equations an unknown
 _ZERO = 1e-3  # of the largest value: below it a penalised value may be zero
 # Residuals of links that were read well are near the precision times their condition; misread
 # patterns left 1e-2 and more in every trial. The line between them:
@@ -235,6 +236,11 @@ class LinkSolver:
         limit = min(max(_MISFIT * self.settings.precision, _MISFIT_LOW), _MISFIT_HIGH)
         return self._residual() <= limit
 
+    def _tells_branches(self) -> bool:
+        """Whether wrong preimages of GELU or SiLU would show: only surplus equations contradict."""
+        two = has_two_branches(self.link.activation)
+        return not two or self.equations >= _SURPLUS * self.operator.unknowns
+
     def gap(self) -> float:
         """The distance of the rows from the first, relative to its size; 0 with a single row."""
         if self.solution is None or not self.settings.repeated or len(self.values) < 2:
@@ -287,7 +293,10 @@ class LinkSolver:
             steps=self.steps,
             status=_worst(solution.status).value,
             constrained=self.constrained,
-            solved=not self.hides() and self._fits() and not self.guessed,
+            solved=not self.hides()
+            and self._fits()
+            and not self.guessed
+            and self._tells_branches(),
         )
 
 

@@ -212,8 +212,11 @@ class LinkSystem:
     @property
     def equations(self) -> Tensor:
         """How many equations say something, (B,)."""
-        extra = self.rhs.shape[1] - self.weights.shape[1]
-        return (self.weights > 0).sum(1) + extra
+        counted = (self.weights > 0).sum(1)
+        if not self.sends:
+            return counted
+        told = (self.delta.flatten(1) != 0).any(1)
+        return counted + told * (self.rhs.shape[1] - self.weights.shape[1])
 
     def forward(self, inputs: Tensor) -> Tensor:
         operator = self.operator

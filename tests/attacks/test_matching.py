@@ -12,7 +12,7 @@ from auditor.attacks.matching import (
     _distance,
     _head_gradient,
     _pure_distance,
-    _weights,
+    tensor_weights,
     dense_distance,
     matching_objective,
 )
@@ -199,7 +199,7 @@ def test_other_ways_to_write_a_head(name, path):
     problem = had.problem()
     unpack = unpacker(problem, had.labels)
     rows = rows_for(problem, had.inputs.numel())
-    weights, head = _weights(problem, "layer"), _head_gradient(problem)
+    weights, head = tensor_weights(problem, "layer"), _head_gradient(problem)
     one = {"loop": _distance, "vmap": _pure_distance}[path]
     found = by_row(lambda row: one(problem, *unpack(row), weights, head), how=path)(rows)
     agree(found, definition(problem, unpack, "layer")(rows))
@@ -213,7 +213,7 @@ def test_the_path_for_a_gpu_gives_the_same(name, weighting):
     classes = had.classes
     unpack = soft_unpacker(problem, 3, classes)
     rows = rows_for(problem, had.inputs.numel() + 3 * classes, count=4)
-    weights = _weights(problem, weighting)
+    weights = tensor_weights(problem, weighting)
     for head in (_head_gradient(problem), None):
 
         def pure(row, head=head):
@@ -237,7 +237,7 @@ def test_batch_norm_on_both_paths(mode):
     rows = rows_for(problem, had.inputs.numel())
     expected = definition(problem, unpack, "none")(rows)
     agree(matching_objective(problem, unpack, weighting="none")(rows), expected)
-    weights, head = _weights(problem, "none"), _head_gradient(problem)
+    weights, head = tensor_weights(problem, "none"), _head_gradient(problem)
     pure = by_row(lambda row: _pure_distance(problem, *unpack(row), weights, head), how="vmap")
     agree(pure(rows), expected)
 
@@ -248,7 +248,7 @@ def test_zero_at_the_truth(path, weighting):
     had = client("tanh", 3, 4)
     problem = had.problem()
     unpack = unpacker(problem, had.labels)
-    weights, head = _weights(problem, weighting), _head_gradient(problem)
+    weights, head = tensor_weights(problem, weighting), _head_gradient(problem)
     one = {"loop": _distance, "vmap": _pure_distance}[path]
     value, _ = by_row(lambda row: one(problem, *unpack(row), weights, head), how=path)(
         had.inputs.double().flatten()[None]
