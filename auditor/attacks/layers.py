@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from auditor.attacks.base import Watch
 from auditor.attacks.labels import label_claim
+from auditor.attacks.second_order import polish
 from auditor.graph import record, same_program
 from auditor.inversion.activations import has_pattern
 from auditor.inversion.anchor import read_anchor
@@ -24,7 +25,7 @@ from auditor.inversion.constraints import Bounds
 from auditor.inversion.layers import Broken, Chain, chain_of
 from auditor.inversion.link_solver import Settings
 from auditor.inversion.walk import Walk, walk
-from auditor.problem import gradient_of, loss_of, residuals_of, to_model_units
+from auditor.problem import gradient_of, loss_of, residuals_of, to_model_units, tolerance_of
 from auditor.records import Course, Problem, Recovery
 
 # Tolerances of a least-squares problem: double precision, and what a coarse dump is still worth.
@@ -37,6 +38,7 @@ class LayerByLayer:
 
     tolerance: float | None = None  # of each least-squares problem; None: the dump's precision
     max_steps: int = 4000
+    polish_steps: int = 10  # of matching, for a guess whose gradient is off
     name: str = "images.layers"
     title: str = "Images read layer by layer (closed form and least squares)"
 
@@ -76,7 +78,25 @@ class LayerByLayer:
                 settings=settings,
                 generator=generator,
             )
-        return _recovery(problem, found, labels, expired=watch.expired())
+        inputs = self._claims(problem, found, labels, watch)
+        return _recovery(problem, found, inputs, labels, expired=watch.expired())
+
+    def _claims(self, problem: Problem, found: Walk, labels: Tensor, watch: Watch) -> Tensor | None:
+        """The pictures (R, 1, C, H, W) of the readings; of a guess one, polished if it needs to be.
+
+        Readings that share a guess would confirm one another.
+        """
+        if found.inputs is None:
+            return None
+        like = next(iter(problem.gradient.values()))
+        inputs = found.inputs.to(like.dtype).view(-1, 1, *problem.knowledge.input_shape)
+        named = labels.to(like.device)
+        if all(link.solved for link in found.links):
+            return inputs
+        if _objective(problem, inputs[0], named) <= tolerance_of(problem) ** 2:
+            return inputs[:1]
+        steps = self.polish_steps
+        return polish(problem, inputs[0], named, steps=steps, expired=watch.expired)[None]
 
 
 def _tolerance(problem: Problem, chain: Chain) -> float:
@@ -163,14 +183,12 @@ def _pixel_bounds(problem: Problem) -> Bounds:
     return Bounds(*(end.to(next(iter(problem.gradient.values())).device) for end in ends))
 
 
-def _recovery(problem: Problem, found: Walk, labels: Tensor, *, expired: bool) -> Recovery:
-    if found.inputs is None:
+def _recovery(
+    problem: Problem, found: Walk, inputs: Tensor | None, labels: Tensor, *, expired: bool
+) -> Recovery:
+    if inputs is None:
         return Recovery(expired=expired, links=found.links)
-    like = next(iter(problem.gradient.values()))
-    inputs = found.inputs.to(like.dtype).view(-1, 1, *problem.knowledge.input_shape)
-    if not all(link.solved for link in found.links):
-        inputs = inputs[:1]  # readings that share a guess would confirm one another
-    named = labels.to(like.device).expand(len(inputs), -1)
+    named = labels.to(inputs.device).expand(len(inputs), -1)
     courses = tuple(
         Course(
             steps=(0,),
