@@ -81,6 +81,8 @@ def _unfinished(problem: Problem, evidence: Evidence) -> str:
     residual = evidence.worst_residuals[evidence.best]
     if evidence.recovery.links:
         return _hidden(evidence)
+    if evidence.recovery.guided and is_equal(problem, evidence):
+        return "a prior (neighbouring pixels are alike) chose among pictures that fit the dump"
     if is_equal(problem, evidence):
         return "no independent restart confirms the best one"
     ended = "the budget ended" if evidence.recovery.expired else "the search ended"

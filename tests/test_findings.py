@@ -443,3 +443,13 @@ def test_a_guess_is_worth_no_more_than_what_was_determined():
     assert after.severity == input_severity(certainty="consistent", psnr=decibels, share=1.0)
     assert after.severity.score < before.severity.score
     assert "leave about 100 of 200 numbers open" in why_unfinished(had.problem(), half)
+
+
+def test_a_picture_that_a_prior_chose_is_consistent_and_says_so():
+    had = lenet_client()
+    problem = had.problem()
+    found = examined(had, had.inputs, had.inputs).recovery
+    evidence = examine(problem, replace(found, guided=True), attack="images.lm", seconds=0.0)
+    (finding,) = findings_of(problem, evidence, None)
+    assert (finding.code, finding.certainty) == ("GA202", "consistent")
+    assert "prior" in why_unfinished(problem, evidence)

@@ -26,7 +26,7 @@ def with_search(attack: Attack, search: Search) -> Attack:
     if isinstance(attack, DLG):
         return DLG(search=search, harden=search != PAPER)
     if isinstance(attack, LevenbergMarquardt) and search != PAPER:
-        return replace(attack, search=search)
+        return replace(attack, search=search, steps=min(attack.steps, search.max_steps))
     return IDLG(search=search) if isinstance(attack, IDLG) else attack
 
 

@@ -12,9 +12,9 @@ from auditor.attacks.matching import (
     _distance,
     _head_gradient,
     _pure_distance,
-    tensor_weights,
     dense_distance,
     matching_objective,
+    tensor_weights,
 )
 from auditor.problem import gradient_of, residuals_of
 from auditor.solve import by_row
