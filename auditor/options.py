@@ -27,7 +27,7 @@ class Preset:
 PRESETS: tuple[Preset, ...] = (
     Preset("fast", Search(restarts=2, max_steps=2000), 60),
     Preset("standard", Search(), 300),
-    Preset("deep", Search(restarts=8, max_steps=20_000), 3600),
+    Preset("deep", Search(restarts=8, max_steps=20_000), 3600, everything=True),
     Preset("paper", PAPER, None, everything=True),
 )
 

@@ -32,6 +32,8 @@ def test_presets_look_harder_and_harder():
     assert min(p.search.restarts for p in (fast, standard, deep)) >= 2  # one cannot be confirmed
     assert paper.search == PAPER
     assert paper.everything
+    assert deep.everything
+    assert not standard.everything
 
 
 EVERY = {"labels.head", "images.layers", "images.lm", "images.idlg", "images.dlg"}
