@@ -18,7 +18,7 @@ from auditor.inversion.activations import (
 )
 from auditor.inversion.constraints import Bounds, constrained
 from auditor.inversion.layers import Link
-from auditor.inversion.preconditioners import Inverse, inverse_of, pays_at_once
+from auditor.inversion.preconditioners import Inverse, condition_by, inverse_of, pays_at_once
 from auditor.inversion.systems import LinkOperator, LinkSystem
 from auditor.records import LinkReport
 from auditor.solve import LinearMap, LinearSolution, Status, least_squares
@@ -141,7 +141,11 @@ class LinkSolver:
             solution = self._run(system.map, system.rhs, solution.x, steps, self.inverse)
         apart = solution.residual * system.rhs.norm(dim=1)
         size = torch.maximum(system.magnitude, system.rhs.norm(dim=1)).clamp_min(1e-300)
-        self.solution = replace(solution, residual=apart / size)
+        solution = replace(solution, residual=apart / size)
+        if self.inverse is not None:  # the solver saw the condition that the inverse left
+            found = condition_by(system, self.inverse)
+            solution = replace(solution, condition=torch.full_like(size, found))
+        self.solution = solution
         return solution.x
 
     def _run(

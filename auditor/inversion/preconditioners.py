@@ -20,6 +20,7 @@ Inverse = Callable[[Tensor], Tensor]  # rows (B, n) to rows (B, n)
 _DENSE = 1024  # unknowns up to which the normal matrix is formed
 _HIGH = 1024  # rows of A
 _WORK = 6e9  # multiplications
+_POWERS = 4  # of a power iteration
 _RIDGE = 1e-12  # relative to the largest diagonal entry: keeps a singular matrix invertible
 
 
@@ -28,6 +29,24 @@ def inverse_of(system: LinkSystem) -> Inverse | None:
     if system.operator.unknowns <= _DENSE:
         return _dense(system)
     return _by_channel(system) if _has_tall_channels(system) else None
+
+
+def condition_by(system: LinkSystem, inverse: Inverse) -> float:
+    """A lower bound of the condition number of the equations, by power iteration both ways."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(system.weights), system.operator.unknowns)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64).to(system.weights)
+    largest = _growth(lambda rows: system.adjoint(system.forward(rows)), drawn)
+    return float((largest * _growth(inverse, drawn)).sqrt().max())
+
+
+def _growth(apply: Inverse, rows: Tensor) -> Tensor:
+    """About the largest eigenvalue (B,) of a symmetric positive map, never more."""
+    for _ in range(_POWERS):
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        image = apply(rows)
+        quotient, rows = (rows * image).sum(1), image
+    return quotient
 
 
 def _dense(system: LinkSystem) -> Inverse | None:

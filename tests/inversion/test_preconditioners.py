@@ -6,7 +6,7 @@ from nets import dense, draw, links, seeded, system_of
 from torch import nn
 
 from auditor.inversion import preconditioners
-from auditor.inversion.preconditioners import inverse_of, pays_at_once
+from auditor.inversion.preconditioners import condition_by, inverse_of, pays_at_once
 from auditor.inversion.systems import LinkOperator, LinkSystem
 
 
@@ -133,3 +133,13 @@ def test_singular_and_broken_systems_do_not_raise(what, limit, monkeypatch):
     inverse = inverse_of(with_cotangent(link, cotangent, weights))
     if inverse is not None and what != "nan":
         assert inverse(draw(2, 50)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_condition_is_a_lower_bound_and_not_a_poor_one(name):
+    link = first_link(*CONVOLUTIONS[name])
+    system, *_ = system_of(link)
+    matrix = dense(system.alone().forward, system.operator.unknowns)
+    true = float(torch.linalg.cond(matrix))
+    found = condition_by(system, inverse_of(system))
+    assert true / 4 <= found <= true * (1 + 1e-6)
