@@ -41,7 +41,7 @@ class LevenbergMarquardt:
     """
 
     search: Search = field(default_factory=lambda: Search(at_once=1))
-    steps: int = 40  # of one restart; `search.max_steps` does not apply
+    steps: int = 40  # of one restart; with_search takes fewer when `search.max_steps` is lower
     soft_labels: bool = False  # search the labels even when the head gives them away
     dense_limit_bytes: int = 1 << 26  # at 292 MiB products were 3 times faster (LeNet, CPU)
     patience: int = 20
@@ -70,6 +70,7 @@ class LevenbergMarquardt:
         if guided is not None and (guided.arrived or guided.lowest < plain.lowest):
             chosen = guided
         needed = 1 if chosen is guided else self.search.enough
+        form = "formed" if self.is_dense(residual) else "as products"
         rows = (
             torch.stack(chosen.rows)
             if chosen.rows
@@ -78,7 +79,10 @@ class LevenbergMarquardt:
         return Recovery(
             inputs=residual.images(rows),
             input_labels=residual.hard_labels(rows),
-            courses=tuple(chosen.courses),
+            courses=tuple(
+                replace(course, status=f"{course.status} (Jacobian {form})")
+                for course in chosen.courses
+            ),
             evaluations=plain.evaluations + (0 if guided is None else guided.evaluations),
             expired=watch.expired() and chosen.arrived < needed,
             guided=chosen is guided,
