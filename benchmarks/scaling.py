@@ -1,12 +1,14 @@
 """Cost against the number of unknowns, with the exponent, and peak memory of the LFW cascade.
 
-    python benchmarks/scaling.py [--data FILE.npz] [--sizes 8,16,32,48,64] [--n 3]
-        [--lfw lfw.npz] [--no-memory]
+    python benchmarks/scaling.py [--data FILE.npz] [--sizes 8,16,24,32,48,64] [--n 3]
+        [--limit 20] [--lfw lfw.npz] [--no-memory]
 
 The papers' LeNet (100 classes) on pictures of 3 channels: seconds of one evaluation (one value and
 gradient of the matching objective, in the attack's own precision), of the attack images.layers, and
-of the whole cascade to the verdict. Exponents are fitted by least squares on the logarithms.
-Without --data the pictures are random soft spots.
+of the whole cascade to the verdict. Exponents are fitted by least squares on the logarithms, over
+the sizes where no layer hides its input: from 48x48 on, the second layer of this LeNet gives fewer
+equations than it has inputs; then the layer is named, and the cascade is not timed. `--limit` are
+the seconds of one attack. Without --data the pictures are random soft spots.
 
 Peak memory is the operating system's, of a process of its own that runs one audit of a 3x32x32
 picture with LFW's 5,749 classes, and is compared with a limit of 2 GB. The processes start before
@@ -60,8 +62,9 @@ class Cost:
     unknowns: int
     evaluation: float  # seconds
     layers: float  # seconds
-    cascade: float  # seconds
+    cascade: float  # seconds; nan when a layer hid its input
     decibels: float  # of the picture read layer by layer, the worst
+    hidden: str  # the first layer that was not solved; empty: all were
 
 
 def pictures_of(path: Path | None, count: int, size: int, classes: int) -> Pictures:
@@ -89,35 +92,38 @@ def evaluation_seconds(problem: Problem, sent: Sent) -> float:
     return statistics.median(spent)
 
 
-def layers_seconds(problem: Problem, sent: Sent) -> tuple[float, float]:
-    """Seconds of images.layers, and the PSNR of its picture in dB."""
+def layers_seconds(problem: Problem, sent: Sent, limit: float) -> tuple[float, float, str]:
+    """Seconds of images.layers, the PSNR of its picture in dB, and the layer that hid its input."""
     attack = LayerByLayer()
     begun = time.perf_counter()
-    recovery = attack.run(problem, seed=0, watch=Watch())
+    recovery = attack.run(problem, seed=0, watch=Watch(deadline=time.monotonic() + limit))
     seconds = time.perf_counter() - begun
+    hidden = next((link.layer for link in recovery.links if not link.solved), "")
     if recovery.inputs is None:
-        return seconds, -math.inf
+        return seconds, -math.inf, hidden or "time limit"
     claim = to_pixels(problem, recovery.inputs[0])
-    return seconds, decibels(max(mean_squared_errors(claim, sent.images)))
+    return seconds, decibels(max(mean_squared_errors(claim, sent.images))), hidden
 
 
-def cost(data: Pictures) -> Cost:
+def cost(data: Pictures, limit: float) -> Cost:
     """All measurements of one size."""
-    evaluations, layers, cascades, qualities = [], [], [], []
+    evaluations, layers, cascades, qualities, names = [], [], [], [], [""]
     for index in range(len(data.images)):
         sent = lenet_step(data, slice(index, index + 1), seed=index)
         problem = problem_for(sent)
         evaluations.append(evaluation_seconds(problem, sent))
-        seconds, quality = layers_seconds(problem, sent)
+        seconds, quality, hidden = layers_seconds(problem, sent, limit)
         layers.append(seconds)
         qualities.append(quality)
-        cascades.append(timed_audit(sent, seed=index)[1])
+        names.append(hidden)
+        cascades.append(math.nan if hidden else timed_audit(sent, seed=index)[1])
     return Cost(
         unknowns=data.images[0].numel(),
         evaluation=statistics.median(evaluations),
         layers=statistics.median(layers),
         cascade=statistics.median(cascades),
         decibels=min(qualities),
+        hidden=max(names),
     )
 
 
@@ -127,27 +133,32 @@ def exponent(costs: list[Cost], name: str) -> float:
     return statistics.linear_regression(across, [math.log(getattr(c, name)) for c in costs]).slope
 
 
+def _shown(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
 def table(options: argparse.Namespace) -> None:
     """One line a size, then the exponents."""
     print(
         "| picture | unknowns | one evaluation, ms | images.layers, s | whole cascade, s | "
-        "worst PSNR, dB |\n|---|---|---|---|---|---|",
+        "worst PSNR, dB | layer that hides its input |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
     costs = []
     for size in (int(part) for part in options.sizes.split(",")):
-        found = cost(pictures_of(options.data, options.n, size, CLASSES))
+        found = cost(pictures_of(options.data, options.n, size, CLASSES), options.limit)
         costs.append(found)
         print(
             f"| 3x{size}x{size} | {found.unknowns} | {1000 * found.evaluation:.2f} | "
-            f"{found.layers:.3f} | {found.cascade:.3f} | {found.decibels:.0f} |",
+            f"{found.layers:.3f} | {_shown(found.cascade, 3)} | "
+            f"{_shown(found.decibels, 0)} | {found.hidden} |",
             flush=True,
         )
-    for last in dict.fromkeys((len(costs), 3)):
-        if 2 <= last <= len(costs):
-            print(f"\nCost grows with the unknowns to the power of (the {last} largest sizes):")
-            for name in ("evaluation", "layers", "cascade"):
-                print(f"- {name}: {exponent(costs[-last:], name):.2f}")
+    solved = [found for found in costs if not found.hidden]
+    print("\nCost grows with the unknowns to the power of:")
+    for name, used in (("evaluation", costs), ("layers", solved), ("cascade", solved)):
+        if len(used) >= 2:
+            print(f"- {name}: {exponent(used, name):.2f} ({len(used)} sizes)")
 
 
 # --------------------------------------------------------------------------- memory
@@ -187,7 +198,8 @@ def memory(path: Path | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--sizes", default="8,16,32,48,64")
+    parser.add_argument("--sizes", default="8,16,24,32,48,64")
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds of one attack")
     parser.add_argument("--n", type=int, default=3)
     parser.add_argument("--lfw", type=Path)
     parser.add_argument("--no-memory", action="store_true")
