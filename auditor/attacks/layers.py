@@ -120,29 +120,34 @@ def _cotangent(problem: Problem, labels: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _chain(problem: Problem) -> Chain | Broken:
-    module = _double(problem.module)
-    if module is None:
+    """The chain of the model in double precision."""
+    module = problem.module
+    if isinstance(module, torch.jit.ScriptModule):
         return Broken("a TorchScript model is not taken apart")
-    like = next(iter(module.parameters()))
-    probe = like.new_full((1, *problem.knowledge.input_shape), 0.5)
-    generator = torch.Generator().manual_seed(0)
-    other = torch.rand(probe.shape, generator=generator, dtype=torch.float64).to(like)
     try:
-        recording, again = record(module, probe)[1], record(module, other)[1]
+        found = _recorded(problem, module)
+        single = any(p.dtype != torch.float64 for p in module.parameters())
+        if isinstance(found, Broken) or not single:
+            return found
+        return _recorded(problem, copy.deepcopy(module).double())  # large: only when it is worth it
     except (RuntimeError, ValueError) as error:
         told = str(error).strip().splitlines()
         return Broken(f"one sample in double precision is refused ({told[0] if told else 'error'})")
-    if not same_program(recording, again):
+
+
+def _recorded(problem: Problem, module: nn.Module) -> Chain | Broken:
+    """Two passes with different inputs have to be one program."""
+    like = next(iter(module.parameters()))
+    probe = like.new_full((1, *problem.knowledge.input_shape), 0.5)
+    recording = record(module, probe)[1]
+    found = chain_of(recording, problem.gradient)
+    if isinstance(found, Broken):
+        return found
+    generator = torch.Generator().manual_seed(0)
+    other = torch.rand(probe.shape, generator=generator, dtype=torch.float64).to(like)
+    if not same_program(recording, record(module, other)[1]):
         return Broken("what the model does depends on the values of its input")
-    return chain_of(recording, problem.gradient)
-
-
-def _double(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, torch.jit.ScriptModule):
-        return None
-    if all(p.dtype == torch.float64 for p in module.parameters()):
-        return module
-    return copy.deepcopy(module).double()
+    return found
 
 
 def _noise(problem: Problem, chain: Chain) -> float:

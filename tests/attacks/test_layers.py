@@ -24,6 +24,7 @@ from readings import (
 )
 from torch import nn
 
+from auditor.attacks import layers
 from auditor.attacks.base import Watch
 
 # --------------------------------------------------------------------------- what can be read
@@ -258,3 +259,16 @@ def test_what_hides_the_picture_is_named():
     assert not hidden.solved
     assert 20 <= hidden.undetermined <= 64  # 48 = 64 - 16
     assert not proves(problem, evidence)
+
+
+def test_a_large_model_is_copied_only_when_its_chain_is_whole(monkeypatch):
+    def make():
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(8 * 49, 700), nn.ReLU(), nn.Linear(700, 5),
+        )  # fmt: skip
+
+    problem = client_of(make, shape=(3, 16, 16)).problem()
+    assert next(problem.module.parameters()).dtype == torch.float32
+    monkeypatch.setattr(layers.copy, "deepcopy", None)
+    assert "max_pool2d" in ATTACK.blocked_by(problem)
