@@ -18,7 +18,13 @@ from auditor.inversion.activations import (
 )
 from auditor.inversion.constraints import Bounds, constrained
 from auditor.inversion.layers import Link
-from auditor.inversion.preconditioners import Inverse, condition_by, inverse_of, pays_at_once
+from auditor.inversion.preconditioners import (
+    LAST_RESORT,
+    Inverse,
+    condition_by,
+    inverse_of,
+    pays_at_once,
+)
 from auditor.inversion.systems import LinkOperator, LinkSystem
 from auditor.records import LinkReport
 from auditor.solve import LinearMap, LinearSolution, Status, least_squares
@@ -28,6 +34,7 @@ _ROUND_STEPS = 600
 _TIGHT = 1e3  # times the precision: no doubt is left at this residual
 _TRIAL_STEPS = 60  # before a normal matrix is factorised
 _FEW_STEPS = 6  # that an inverse usually takes
+_HARD_STEPS = 1500  # before a large normal matrix is factorised after all
 # Two rows further apart than this, relative to their size: the system does not determine its input.
 HIDDEN = 1e-2
 # Random starts lie so many times the solution's size away, so that even a single open direction
@@ -136,8 +143,13 @@ class LinkSolver:
         solution = self._run(system.map, system.rhs, first, few, self.inverse)
         if alike and self.inverse is None and solution.status[0] is Status.EXHAUSTED:
             self.inverse = inverse_of(system)
+        rescue = alike and self.inverse is None and self.operator.unknowns <= LAST_RESORT
         if Status.EXHAUSTED in solution.status:
-            steps = limit or self.settings.max_steps
+            steps = limit or (_HARD_STEPS if rescue else self.settings.max_steps)
+            solution = self._run(system.map, system.rhs, solution.x, steps, self.inverse)
+        if rescue and limit is None and Status.EXHAUSTED in solution.status:
+            self.inverse = inverse_of(system, dense=LAST_RESORT)
+            steps = self.settings.max_steps
             solution = self._run(system.map, system.rhs, solution.x, steps, self.inverse)
         apart = solution.residual * system.rhs.norm(dim=1)
         size = torch.maximum(system.magnitude, system.rhs.norm(dim=1)).clamp_min(1e-300)

@@ -17,16 +17,20 @@ from auditor.inversion.systems import LinkSystem
 
 Inverse = Callable[[Tensor], Tensor]  # rows (B, n) to rows (B, n)
 
-_DENSE = 1024  # unknowns up to which the normal matrix is formed
+DENSE = 1024  # unknowns up to which the normal matrix is formed
+LAST_RESORT = 4096  # the same, where the iteration alone did not arrive (seconds on one core)
 _HIGH = 1024  # rows of A
 _WORK = 6e9  # multiplications
 _POWERS = 4  # of a power iteration
 _RIDGE = 1e-12  # relative to the largest diagonal entry: keeps a singular matrix invertible
 
 
-def inverse_of(system: LinkSystem) -> Inverse | None:
-    """The inverse of the first row's normal matrix, up to a small ridge; None when too large."""
-    if system.operator.unknowns <= _DENSE:
+def inverse_of(system: LinkSystem, *, dense: int | None = None) -> Inverse | None:
+    """The inverse of the first row's normal matrix, up to a small ridge; None when too large.
+
+    Up to `dense` unknowns (None: DENSE) the matrix is formed.
+    """
+    if system.operator.unknowns <= (DENSE if dense is None else dense):
         return _dense(system)
     return _by_channel(system) if _has_tall_channels(system) else None
 
@@ -70,7 +74,7 @@ def _factor(normal: Tensor) -> Tensor | None:
 
 def pays_at_once(system: LinkSystem) -> bool:
     """Whether the iteration alone would rather be slower: large systems whose shape helps."""
-    return system.operator.unknowns > _DENSE and _has_tall_channels(system)
+    return system.operator.unknowns > DENSE and _has_tall_channels(system)
 
 
 def _has_tall_channels(system: LinkSystem) -> bool:

@@ -26,6 +26,7 @@ from torch import nn
 
 from auditor.attacks import layers
 from auditor.attacks.base import Watch
+from auditor.inversion import link_solver, preconditioners
 
 # --------------------------------------------------------------------------- what can be read
 
@@ -272,3 +273,20 @@ def test_a_large_model_is_copied_only_when_its_chain_is_whole(monkeypatch):
     assert next(problem.module.parameters()).dtype == torch.float32
     monkeypatch.setattr(layers.copy, "deepcopy", None)
     assert "max_pool2d" in ATTACK.blocked_by(problem)
+
+
+def test_a_system_that_the_iteration_does_not_solve_is_factorised(monkeypatch):
+    """A single step of every kind: only the matrix that is formed in the end gets there."""
+    client = client_of(lambda: deep(nn.Tanh))
+    monkeypatch.setattr(preconditioners, "DENSE", 0)
+    for name in ("_TRIAL_STEPS", "_FEW_STEPS", "_HARD_STEPS"):
+        monkeypatch.setattr(link_solver, name, 1)
+    monkeypatch.setattr(preconditioners, "_HIGH", 0)  # no inverse by channel
+    few = replace(ATTACK, max_steps=8)
+    problem = client.problem()
+    recovery = few.run(problem, seed=0, watch=WATCH)
+    assert all(link.solved for link in recovery.links), recovery.links
+    assert decibels(client, problem, recovery) > 60
+    monkeypatch.setattr(link_solver, "LAST_RESORT", 0)
+    once = replace(ATTACK, max_steps=1).run(problem, seed=0, watch=WATCH)
+    assert not all(link.solved for link in once.links)

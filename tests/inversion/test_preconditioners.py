@@ -87,7 +87,7 @@ def test_small_links_of_any_kind(operation, shape):
 
 def test_shortcut_for_channels_only_where_it_holds(monkeypatch):
     """Groups, averages and linear layers have no such shape; large ones get no inverse."""
-    monkeypatch.setattr(preconditioners, "_DENSE", 10)
+    monkeypatch.setattr(preconditioners, "DENSE", 10)
     for operation, shape in [
         (nn.Conv2d(4, 8, 3, groups=2, padding=1), (4, 3, 3)),
         (nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(2, 8, 3, padding=1)), (2, 6, 6)),
@@ -118,7 +118,7 @@ def with_cotangent(link, cotangent, weights=None):
 @pytest.mark.parametrize("what", ["zero", "one place", "nan", "tiny", "no equations"])
 def test_singular_and_broken_systems_do_not_raise(what, limit, monkeypatch):
     """An inverse that is finite, or none; both ways."""
-    monkeypatch.setattr(preconditioners, "_DENSE", limit)
+    monkeypatch.setattr(preconditioners, "DENSE", limit)
     link = first_link(*CONVOLUTIONS["whole"])
     cotangent = torch.zeros(1, 100, dtype=torch.float64)
     weights = torch.ones_like(cotangent)
