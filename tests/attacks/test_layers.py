@@ -285,8 +285,8 @@ def test_a_system_that_the_iteration_does_not_solve_is_factorised(monkeypatch):
     few = replace(ATTACK, max_steps=8)
     problem = client.problem()
     recovery = few.run(problem, seed=0, watch=WATCH)
-    assert all(link.solved for link in recovery.links), recovery.links
+    assert all(link.solved and not link.constrained for link in recovery.links), recovery.links
     assert decibels(client, problem, recovery) > 60
     monkeypatch.setattr(link_solver, "LAST_RESORT", 0)
     once = replace(ATTACK, max_steps=1).run(problem, seed=0, watch=WATCH)
-    assert not all(link.solved for link in once.links)
+    assert any(link.constrained for link in once.links)
