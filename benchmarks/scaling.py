@@ -1,14 +1,15 @@
 """Cost against the number of unknowns, with the exponent, and peak memory of the LFW cascade.
 
     python benchmarks/scaling.py [--data FILE.npz] [--sizes 8,16,24,32,48,64] [--n 3]
-        [--limit 20] [--lfw lfw.npz] [--no-memory]
+        [--limit 20] [--wide] [--lfw lfw.npz] [--no-memory]
 
 The papers' LeNet (100 classes) on pictures of 3 channels: seconds of one evaluation (one value and
 gradient of the matching objective, in the attack's own precision), of the attack images.layers, and
 of the whole cascade to the verdict. Exponents are fitted by least squares on the logarithms, over
 the sizes where no layer hides its input: from 48x48 on, the second layer of this LeNet gives fewer
-equations than it has inputs; then the layer is named, and the cascade is not timed. `--limit` are
-the seconds of one attack. Without --data the pictures are random soft spots.
+equations than it has inputs; then the layer is named, and the cascade is not timed. `--wide` takes
+32 channels in that layer and torch's default weights: no layer hides its input up to 64x64.
+`--limit` are the seconds of one attack. Without --data the pictures are random soft spots.
 
 Peak memory is the operating system's, of a process of its own that runs one audit of a 3x32x32
 picture with LFW's 5,749 classes, and is compared with a limit of 2 GB. The processes start before
@@ -24,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +39,13 @@ from common import (
     mean_squared_errors,
     pictures,
     problem_for,
+    send,
     smooth_pictures,
     timed_audit,
     warm_up,
 )
+from networks import convolutional
+from torch import nn
 
 from auditor.attacks import ATTACKS
 from auditor.attacks.base import Watch
@@ -105,11 +110,21 @@ def layers_seconds(problem: Problem, sent: Sent, limit: float) -> tuple[float, f
     return seconds, decibels(max(mean_squared_errors(claim, sent.images))), hidden
 
 
-def cost(data: Pictures, limit: float) -> Cost:
+def wide_step(data: Pictures, rows: slice, seed: int) -> Sent:
+    """The papers' LeNet with 32 channels in its second layer, torch's default weights."""
+    torch.manual_seed(seed)
+    images = data.images[rows]
+    model = convolutional(
+        nn.Sigmoid, widths=(12, 32, 12), size=images.shape[2], classes=data.classes
+    )
+    return send(model.eval(), images, data.labels[rows])
+
+
+def cost(data: Pictures, limit: float, step: Callable[[Pictures, slice, int], Sent]) -> Cost:
     """All measurements of one size."""
     evaluations, layers, cascades, qualities, names = [], [], [], [], [""]
     for index in range(len(data.images)):
-        sent = lenet_step(data, slice(index, index + 1), seed=index)
+        sent = step(data, slice(index, index + 1), index)
         problem = problem_for(sent)
         evaluations.append(evaluation_seconds(problem, sent))
         seconds, quality, hidden = layers_seconds(problem, sent, limit)
@@ -146,7 +161,8 @@ def table(options: argparse.Namespace) -> None:
     )
     costs = []
     for size in (int(part) for part in options.sizes.split(",")):
-        found = cost(pictures_of(options.data, options.n, size, CLASSES), options.limit)
+        data = pictures_of(options.data, options.n, size, CLASSES)
+        found = cost(data, options.limit, wide_step if options.wide else lenet_step)
         costs.append(found)
         print(
             f"| 3x{size}x{size} | {found.unknowns} | {1000 * found.evaluation:.2f} | "
@@ -201,6 +217,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="8,16,24,32,48,64")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds of one attack")
     parser.add_argument("--n", type=int, default=3)
+    parser.add_argument("--wide", action="store_true", help="a LeNet that hides nothing to 64x64")
     parser.add_argument("--lfw", type=Path)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory-child", metavar="ATTACKS", help=argparse.SUPPRESS)

@@ -102,7 +102,7 @@ class LayerByLayer:
 def _tolerance(problem: Problem, chain: Chain) -> float:
     """The dump's precision, or finer where small values decide which units of a ReLU were on."""
     patterns = any(has_pattern(link.activation) for link in chain.links)
-    wanted = problem.precision / 30 if patterns else problem.precision
+    wanted = problem.precision / 300 if patterns else problem.precision
     return min(max(wanted, _FINEST), _COARSEST)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from auditor.graph import Node, replay
 
 _BISECTIONS = 60  # halvings: the interval ends below rounding
+_DOUBT = 10.0  # margins from an end: what a second opinion may overrule
 _FAR = -40.0  # GELU and SiLU are zero to rounding from here down
 
 
@@ -42,7 +43,7 @@ def undo(
         low, high = (0.0, torch.inf) if name == "relu" else _numbers(node, (-1.0, 1.0))
         inside = (values > low + margin) & (values < high - margin)
         if near is not None:
-            doubt = ((values - low).abs() <= 100 * margin) | ((values - high).abs() <= 100 * margin)
+            doubt = _at_an_end(values, low, high, margin)
             inside = torch.where(doubt, (near > low) & (near < high), inside)
         return Undone(values, inside.to(values.dtype), inside)
     inputs = _inverse(node, name, values)
@@ -50,6 +51,23 @@ def undo(
         other = _bisected(node, values, upper=False)
         inputs = torch.where((near - other).abs() < (near - inputs).abs(), other, inputs)
     return Undone(inputs, slope_at(node, inputs), torch.ones_like(values, dtype=torch.bool))
+
+
+def in_doubt(node: Node, values: Tensor, *, margin: Tensor, near: Tensor, error: Tensor) -> Tensor:
+    """Where a pattern may be misread: values at an end, and `near` within `error` (B, 1) of it.
+
+    A unit that its values call off stays in doubt until `near` is clearly outside, one that they
+    call on until it is clearly inside.
+    """
+    low, high = (0.0, torch.inf) if is_relu(node) else _numbers(node, (-1.0, 1.0))
+    inside = (values > low + margin) & (values < high - margin)
+    surely_in = (near > low + error) & (near < high - error)
+    surely_out = (near < low - error) | (near > high + error)
+    return _at_an_end(values, low, high, margin) & ~torch.where(inside, surely_in, surely_out)
+
+
+def _at_an_end(values: Tensor, low: float, high: float, margin: Tensor) -> Tensor:
+    return ((values - low).abs() <= _DOUBT * margin) | ((values - high).abs() <= _DOUBT * margin)
 
 
 def redo(node: Node | None, inputs: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ from auditor.inversion.activations import (
 )
 from auditor.inversion.constraints import Bounds, constrained
 from auditor.inversion.layers import Link
+from auditor.inversion.patterns import (
+    all_but_the_worst,
+    channels_in_doubt,
+    trust_in_gradients,
+)
 from auditor.inversion.preconditioners import (
     LAST_RESORT,
     Inverse,
@@ -94,20 +99,53 @@ class LinkSolver:
             return moved, self.operator.adjoint(self.cotangent * undone.slope)
         sent = self._sent(gradient)
         found = self._solved(self._system(undone, sent))
-        for _ in range(_ROUNDS * self._doubtful()):
-            if self.hides() or self._residual() <= _TIGHT * self.settings.precision:
+        for number in range(_ROUNDS * self._doubtful()):
+            if self.hides() or self._holds():
                 break
-            pre = self.operator.forward(found) + self.operator.offset
-            again = undo(self.link.activation, self.values, margin=self.margin, near=pre)
-            if torch.equal(again.slope, undone.slope):
+            again, found = self._read_again(undone, sent, found, silent=2**number)
+            if again is None:
                 break
-            undone, self.inverse = again, None  # the inverse was of other weights
+            undone = again
             found = self._solved(self._system(undone, sent), found, _ROUND_STEPS)
         if self.hides() and not self.settings.expired():
             system = self._system(undone, sent)
             self.open = self._count_open(system)
             found = self._constrained(system, undone, found)
         return found, self.operator.adjoint(self.cotangent * undone.slope)
+
+    def _holds(self) -> bool:
+        """Whether the equations hold so well that no pattern can be misread."""
+        return self._residual() <= _TIGHT * self.settings.precision
+
+    def _read_again(
+        self, undone: Undone, sent: Tensor | None, found: Tensor, silent: int
+    ) -> tuple[Undone | None, Tensor]:
+        """What the solution says of the pattern or the branches, and the solution that said it.
+
+        One misread unit spoils all gradient equations of its output channel, and through them the
+        solution that is to correct it: it is asked without the `silent` worst channels in doubt.
+        None for a reading that is the same as before.
+        """
+        activation = self.link.activation
+        near = self.operator.forward(found) + self.operator.offset
+        self.inverse = None  # it was of other equations
+        if activation is not None and has_pattern(activation) and sent is not None:
+            doubtful = channels_in_doubt(
+                self.link, self.operator, undone, self.values, self.margin, near
+            )
+            whole = self._system(undone, sent)
+            heard = all_but_the_worst(doubtful, whole.missed(found), silent)
+            within = self._system(undone, sent, heard)
+            found = self._solved(within, found, _ROUND_STEPS)
+            if not self._holds() or int(within.equations.min()) < self._enough():
+                return undone, found  # the next round has more channels silent
+            near = self.operator.forward(found) + self.operator.offset
+        again = undo(activation, self.values, margin=self.margin, near=near)
+        return (None if torch.equal(again.slope, undone.slope) else again), found
+
+    def _enough(self) -> float:
+        """Equations below which wrong ones would not show."""
+        return _SURPLUS * self.operator.unknowns
 
     def _doubtful(self) -> bool:
         """Whether the activation leaves something to decide: a pattern, or one of two branches."""
@@ -124,12 +162,20 @@ class LinkSolver:
             None if operator is None or operator.weight is None else gradient.get(operator.weight)
         )
 
-    def _system(self, undone: Undone, sent: Tensor | None) -> LinkSystem:
+    def _system(
+        self, undone: Undone, sent: Tensor | None, heard: Tensor | float = 1.0
+    ) -> LinkSystem:
         # An error in a value is divided by the slope on its way to the pre-activation.
         weights = undone.slope.abs() * undone.known
         weights = weights / weights.mean(1, keepdim=True).clamp_min(1e-300)
         pre = torch.where(undone.known, undone.inputs, 0.0)
-        return LinkSystem(self.operator, pre, weights, self.cotangent * undone.slope, sent)
+        slopes = self.cotangent * undone.slope
+        system = LinkSystem(self.operator, pre, weights, slopes, sent)
+        if not (system.sends and self.settings.repeated and has_pattern(self.link.activation)):
+            return system
+        return LinkSystem(
+            self.operator, pre, weights, slopes, sent, heard * trust_in_gradients(system)
+        )
 
     def _solved(
         self, system: LinkSystem, start: Tensor | None = None, limit: int | None = None
@@ -255,7 +301,7 @@ class LinkSolver:
     def _tells_branches(self) -> bool:
         """Whether wrong preimages of GELU or SiLU would show: only surplus equations contradict."""
         two = has_two_branches(self.link.activation)
-        return not two or self.equations >= _SURPLUS * self.operator.unknowns
+        return not two or self.equations >= self._enough()
 
     def gap(self) -> float:
         """The distance of the rows from the first, relative to its size; 0 with a single row."""

@@ -137,5 +137,5 @@ def _matrices(system: LinkSystem) -> tuple[Tensor, Tensor]:
     forward = forward[..., 1:].reshape(outputs * places, channels, pixels)
     return (
         forward * system.weights[0].view(-1, 1, 1),
-        float(system.scale[0]) * told[..., 1:].reshape(outputs * taps, pixels),
+        (system.scale[0, 0, :, :, None] * told[..., 1:]).reshape(outputs * taps, pixels),
     )

@@ -172,10 +172,13 @@ class LinkSystem:
         weights: Tensor,
         cotangents: Tensor,
         sent: Tensor | None,
+        trust: float | Tensor = 1.0,
     ) -> None:
         """`pre` (B, m): pre-activations, counted by `weights` (B, m), zero where unknown.
 
-        `cotangents` (B, m) of the pre-activations; `sent` (B, *weight): the weight's gradient.
+        `cotangents` (B, m) of the pre-activations; `sent` (B, *weight): the weight's gradient,
+        whose equations count `trust` times as much as equal norms of both operators would make
+        them; with a tensor (B, groups, O, 1) each output channel on its own.
         """
         self.operator, self.weights = operator, weights
         right = [weights * (pre - operator.offset)]
@@ -186,7 +189,8 @@ class LinkSystem:
         if self.sends and sent is not None:
             self.delta = operator.places(operator.after.adjoint(cotangents))  # (B, g, O, L)
             size = self.delta.flatten(1).norm(dim=1).clamp_min(torch.finfo(pre.dtype).tiny)
-            self.scale = (operator.weight.norm() / size).view(-1, 1, 1, 1)
+            each = torch.ones_like(self.delta[..., :1]) * trust
+            self.scale = each * (operator.weight.norm() / size).view(-1, 1, 1, 1)  # (B, g, O, 1)
             seen = operator.patches.forward(operator.before.offset)
             told = self._told(sent) - self.delta @ seen.mT
             right.append((self.scale * told).flatten(1))
@@ -215,8 +219,15 @@ class LinkSystem:
         counted = (self.weights > 0).sum(1)
         if not self.sends:
             return counted
-        told = (self.delta.flatten(1) != 0).any(1)
-        return counted + told * (self.rhs.shape[1] - self.weights.shape[1])
+        heard = (self.scale * self.delta != 0).any(-1).flatten(1).sum(1)  # output channels
+        told: Tensor = heard * self.operator.weight.shape[-1]
+        return counted + told
+
+    def missed(self, inputs: Tensor) -> Tensor:
+        """Norms (B, groups, O) of what the gradient equations of each output channel miss by."""
+        apart = (self.forward(inputs) - self.rhs)[:, self.weights.shape[1] :]
+        norms: Tensor = apart.view(len(apart), *self.operator.weight.shape).norm(dim=-1)
+        return norms
 
     def forward(self, inputs: Tensor) -> Tensor:
         operator = self.operator

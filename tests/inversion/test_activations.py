@@ -8,7 +8,14 @@ from nets import draw, seeded
 from torch import nn
 
 from auditor.graph import record
-from auditor.inversion.activations import has_pattern, has_two_branches, redo, slope_at, undo
+from auditor.inversion.activations import (
+    has_pattern,
+    has_two_branches,
+    in_doubt,
+    redo,
+    slope_at,
+    undo,
+)
 from auditor.inversion.layers import layers_of
 
 
@@ -137,6 +144,27 @@ def test_nearby_pre_activations_decide_doubtful_patterns_only():
     near = torch.tensor([[0.1, -0.1, -0.1, 0.1]], dtype=torch.float64)
     undone = undo(node, values, margin=torch.full((1, 1), 1e-3).double(), near=near)
     assert undone.known.tolist() == [[True, False, True, True]]
+
+
+def test_a_unit_is_in_doubt_until_another_way_is_clear():
+    """By value off, on, clearly on, and by the other way: in, out, near the end, far off."""
+    node = node_of(nn.ReLU())
+    values = torch.tensor([[1e-4] * 4, [5e-3] * 4, [0.5] * 4], dtype=torch.float64)
+    near = torch.tensor([[0.3, -0.3, 0.05, -0.05]], dtype=torch.float64).expand(3, -1)
+    doubt = in_doubt(
+        node, values, margin=torch.full((3, 1), 1e-3).double(), near=near,
+        error=torch.full((3, 1), 0.1).double(),
+    )  # fmt: skip
+    assert doubt.tolist() == [[True, False, True, True], [False, True, True, True], [False] * 4]
+
+
+def test_both_ends_of_hardtanh_may_be_in_doubt():
+    node = node_of(nn.Hardtanh())
+    values = torch.tensor([[-1.0, 1.0, -1.0, 1.0, 0.0]], dtype=torch.float64)
+    near = torch.tensor([[-0.9, 1.05, -2.0, 3.0, 5.0]], dtype=torch.float64)
+    small = torch.full((1, 1), 1e-3).double()
+    doubt = in_doubt(node, values, margin=small, near=near, error=100 * small)
+    assert doubt.tolist() == [[True, True, False, False, False]]
 
 
 @pytest.mark.parametrize(

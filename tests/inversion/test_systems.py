@@ -200,3 +200,28 @@ def test_a_cotangent_of_zero_leaves_the_forward_equations_usable(told):
         assert system.rhs.isfinite().all()
         assert system.forward(value).isfinite().all()
         torch.testing.assert_close(system.forward(value), system.rhs)
+
+
+@pytest.mark.parametrize("name", ["convolution", "groups", "linear", "flipped places"])
+def test_channels_count_as_much_as_they_are_trusted(name):
+    """Each output channel's gradient equations are multiplied by its factor, right sides too."""
+    link, operation, shape = first_link(name)
+    operator = LinkOperator(link, draw(1, 1))
+    made = operation(draw(1, *shape))
+    weight = next(p for n, p in operation.named_parameters() if link.operator.weight.endswith(n))
+    cotangent = draw(1, made.numel(), seed=7)
+    (sent,) = torch.autograd.grad(made, weight, cotangent.view(made.shape))
+    given = (operator, made.detach().reshape(1, -1), torch.ones_like(cotangent), cotangent)
+    plain = LinkSystem(*given, sent[None])
+    trust = draw(*operator.weight.shape[:2], seed=8).abs()
+    trust[0, 0] = 0
+    system = LinkSystem(*given, sent[None], trust[None, ..., None])
+    factors = torch.cat(
+        [torch.ones(made.numel()), trust.flatten().repeat_interleave(operator.weight.shape[2])]
+    )[:, None]
+    torch.testing.assert_close(
+        dense(system.forward, operator.unknowns), factors * dense(plain.forward, operator.unknowns)
+    )
+    torch.testing.assert_close(system.rhs[0], factors[:, 0] * plain.rhs[0])
+    silent = operator.weight.shape[2]
+    assert int(system.equations) == int(plain.equations) - silent

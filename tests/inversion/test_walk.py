@@ -81,6 +81,20 @@ def test_the_picture_comes_back(name):
     assert float((found.inputs[1] - inputs.flatten()).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("channel", range(4))
+def test_a_unit_that_is_barely_on_is_not_taken_for_off(channel):
+    """Its value is below the margin, and its gradient as large as any: one misread unit."""
+    module = seeded(lambda: lenet(nn.ReLU, channels=3, width=16, size=12))
+    inputs = picture(3, 12, 12)
+    with torch.no_grad():
+        before = module[0](inputs)[0, channel].flatten()
+        lifted = before.sort().values[18]
+        module[0].bias[channel] += 2e-6 - lifted  # half of its places are below zero
+    _, found = read(module, (3, 12, 12), inputs, precision=1e-7)
+    assert all(link.solved for link in found.links), found.links
+    assert float((found.inputs[0] - inputs.flatten()).abs().max()) < 1e-5
+
+
 def test_the_numbers_of_a_report():
     module = seeded(lambda: lenet(nn.Sigmoid))
     _, found = read(module, (1, 8, 8), picture(1, 8, 8))
