@@ -15,6 +15,7 @@ from torch import Tensor
 from auditor.graph import Node, replay
 
 _BISECTIONS = 60  # halvings: the interval ends below rounding
+_TINY = 1e-300  # a pre-activation on one side of zero
 _DOUBT = 10.0  # margins from an end: what a second opinion may overrule
 _FAR = -40.0  # GELU and SiLU are zero to rounding from here down
 
@@ -47,6 +48,10 @@ def undo(
             inside = torch.where(doubt, (near > low) & (near < high), inside)
         return Undone(values, inside.to(values.dtype), inside)
     inputs = _inverse(node, name, values)
+    if near is not None and name == "leaky_relu":  # rounding may turn the sign that tells its slope
+        doubt = _at_an_end(values, 0.0, torch.inf, margin)
+        inputs = torch.where(doubt & (near < 0) & (inputs >= 0), -_TINY, inputs)
+        inputs = torch.where(doubt & (near >= 0) & (inputs < 0), _TINY, inputs)
     if near is not None and has_two_branches(node):
         other = _bisected(node, values, upper=False)
         inputs = torch.where((near - other).abs() < (near - inputs).abs(), other, inputs)
@@ -59,7 +64,8 @@ def in_doubt(node: Node, values: Tensor, *, margin: Tensor, near: Tensor, error:
     A unit that its values call off stays in doubt until `near` is clearly outside, one that they
     call on until it is clearly inside.
     """
-    low, high = (0.0, torch.inf) if is_relu(node) else _numbers(node, (-1.0, 1.0))
+    hard = node.operation.rstrip("_") == "hardtanh"
+    low, high = _numbers(node, (-1.0, 1.0)) if hard else (0.0, torch.inf)
     inside = (values > low + margin) & (values < high - margin)
     surely_in = (near > low + error) & (near < high - error)
     surely_out = (near < low - error) | (near > high + error)
@@ -91,6 +97,11 @@ def has_two_branches(node: Node | None) -> bool:
 def has_pattern(node: Node | None) -> bool:
     """Whether part of the pre-activations stays unknown."""
     return node is not None and node.operation.rstrip("_") in {"relu", "hardtanh"}
+
+
+def has_kink(node: Node | None) -> bool:
+    """Whether the slope jumps where a rounding error may have carried a value across."""
+    return node is not None and node.operation.rstrip("_") in {"relu", "hardtanh", "leaky_relu"}
 
 
 def is_relu(node: Node | None) -> bool:

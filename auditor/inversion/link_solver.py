@@ -11,6 +11,7 @@ from torch import Tensor
 from auditor.graph import Node
 from auditor.inversion.activations import (
     Undone,
+    has_kink,
     has_pattern,
     has_two_branches,
     is_relu,
@@ -42,6 +43,9 @@ _FEW_STEPS = 6  # that an inverse usually takes
 _HARD_STEPS = 1500  # before a large normal matrix is factorised after all
 # Two rows further apart than this, relative to their size: the system does not determine its input.
 HIDDEN = 1e-2
+# Up to here it is rounding that keeps them apart: a single open direction would leave starts that
+# were so far away further apart, and inequalities that decide it make a good answer worse.
+_NOISE = 0.1
 # Random starts lie so many times the solution's size away, so that even a single open direction
 # among thousands keeps rows apart.
 _FAR = 100.0
@@ -100,14 +104,15 @@ class LinkSolver:
         sent = self._sent(gradient)
         found = self._solved(self._system(undone, sent))
         for number in range(_ROUNDS * self._doubtful()):
-            if self.hides() or self._holds():
+            if self._holds() or self.settings.expired():
                 break
             again, found = self._read_again(undone, sent, found, silent=2**number)
             if again is None:
                 break
-            undone = again
-            found = self._solved(self._system(undone, sent), found, _ROUND_STEPS)
-        if self.hides() and not self.settings.expired():
+            if again is not undone:
+                undone = again
+                found = self._solved(self._system(undone, sent), found, _ROUND_STEPS)
+        if self.gap() > _NOISE and not self.settings.expired():
             system = self._system(undone, sent)
             self.open = self._count_open(system)
             found = self._constrained(system, undone, found)
@@ -124,12 +129,12 @@ class LinkSolver:
 
         One misread unit spoils all gradient equations of its output channel, and through them the
         solution that is to correct it: it is asked without the `silent` worst channels in doubt.
-        None for a reading that is the same as before.
+        None for a reading that is the same as before. An inverse that there is stays as it is: it
+        is of nearly the same equations, and serves as a preconditioner.
         """
         activation = self.link.activation
         near = self.operator.forward(found) + self.operator.offset
-        self.inverse = None  # it was of other equations
-        if activation is not None and has_pattern(activation) and sent is not None:
+        if has_kink(activation) and sent is not None:
             doubtful = channels_in_doubt(
                 self.link, self.operator, undone, self.values, self.margin, near
             )
@@ -150,7 +155,7 @@ class LinkSolver:
     def _doubtful(self) -> bool:
         """Whether the activation leaves something to decide: a pattern, or one of two branches."""
         activation = self.link.activation
-        return has_pattern(activation) or has_two_branches(activation)
+        return has_kink(activation) or has_two_branches(activation)
 
     def _residual(self) -> float:
         assert self.solution is not None
@@ -170,12 +175,11 @@ class LinkSolver:
         weights = weights / weights.mean(1, keepdim=True).clamp_min(1e-300)
         pre = torch.where(undone.known, undone.inputs, 0.0)
         slopes = self.cotangent * undone.slope
+        if not (self.settings.repeated and has_pattern(self.link.activation)):
+            return LinkSystem(self.operator, pre, weights, slopes, sent, heard)
         system = LinkSystem(self.operator, pre, weights, slopes, sent)
-        if not (system.sends and self.settings.repeated and has_pattern(self.link.activation)):
-            return system
-        return LinkSystem(
-            self.operator, pre, weights, slopes, sent, heard * trust_in_gradients(system)
-        )
+        heard = heard * trust_in_gradients(system)
+        return LinkSystem(self.operator, pre, weights, slopes, sent, heard)
 
     def _solved(
         self, system: LinkSystem, start: Tensor | None = None, limit: int | None = None

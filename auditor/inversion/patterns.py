@@ -19,7 +19,7 @@ def trust_in_gradients(system: LinkSystem) -> float:
     What the readings differ by is their errors. Where an activation squeezes its values, these are
     far from alike and equal weights did better in trials.
     """
-    if len(system.rhs) < 2:
+    if len(system.rhs) < 2 or not system.sends:
         return 1.0
     count = system.weights.shape[1]
     heard = (system.weights > 0).all(0)
