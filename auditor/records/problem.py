@@ -1,0 +1,101 @@
+"""What the attacker knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from auditor.records.files import Auxiliary
+from auditor.records.terms import Mode, Origin, Reduction
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from auditor.records.claims import LabelClaim
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One fact about the dump and where it came from."""
+
+    what: str
+    value: str
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client made an update: plain SGD from the weights of the model. None: not known."""
+
+    lr: float | None
+    steps: int | None  # of one epoch
+    batch_size: int | None  # samples of one step
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    epochs: int = 1
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of the client's step, after flags, metadata and deduction were merged."""
+
+    input_shape: tuple[int, ...]  # (C, H, W)
+    mean: tuple[float, ...]  # (C,)
+    std: tuple[float, ...]  # (C,)
+    batch_size: int | None
+    mode: Mode
+    reduction: Reduction
+    reduction_declared: bool  # False: "mean" is only an assumption
+    label_smoothing: float
+    assumptions: tuple[Assumption, ...]
+    overrides: tuple[str, ...] = ()  # flags that contradict the dump's own metadata
+    local: LocalTraining | None = None  # None: the dump is a gradient
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear layer whose output is the logits."""
+
+    weight: str  # parameter name, (K, E)
+    bias: str | None  # parameter name, (K,)
+    classes: int
+    features: int
+    features_nonnegative: bool  # proved from the traced operations, not sampled
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised:
+    """A convolution or linear layer whose output goes into a batch norm and nowhere else."""
+
+    weight: str
+    bias: str | None
+    gain: str | None  # weight of the batch norm
+    shift: str | None  # its bias
+    mean: Tensor  # (C,), running, less the layer's own bias
+    deviation: Tensor  # (C,), running
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward pass, as far as attacks need it."""
+
+    head: Head
+    operations: int  # operations met on the way
+    dropout: bool  # a dropout that is active in training mode
+    batch_norm: bool
+    normalised: tuple[Normalised, ...] = ()  # layers in front of a batch norm
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that an attacker knows. The truth is not among it."""
+
+    module: nn.Module  # our own copy: right device, right mode
+    gradient: Mapping[str, Tensor]  # what was sent, in the module's dtype and device
+    precision: float  # see GradientDump.precision
+    knowledge: Knowledge
+    trace: Trace
+    mode_shown: Mode | None = None  # what the dump itself says of the batch norms' mode
+    auxiliary: Auxiliary | None = None
+    labels: LabelClaim | None = None  # what an attack already read of the labels

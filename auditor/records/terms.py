@@ -1,0 +1,14 @@
+"""The words that records are written in."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+SCHEMA_VERSION = "1.0"
+
+Mode = Literal["eval", "train"]
+Reduction = Literal["mean", "sum"]
+Kind = Literal["gradient", "update"]  # an update: the client's weights after training less before
+Origin = Literal["flag", "metadata", "deduced", "assumed"]
+Certainty = Literal["proved", "verified", "consistent", "measured", "estimated"]
+Band = Literal["none", "low", "medium", "high", "critical"]
