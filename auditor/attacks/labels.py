@@ -1,14 +1,14 @@
 """Labels from the head's gradient: what is proved, and the best guess beside it.
 
-Statements T1 to T7 are in statements.py. The estimate solves for the multiset that explains the
-bias gradient when each class's mean features are G_c / g_c (the relation that iLRG uses: Wang et
-al. 2023), rounded inside the proved bounds; without a bias it uses the row sums of the weight
-gradient (Wainakh et al. 2021, arXiv:2105.09369). It is a guess, and marked as one.
+Statements T1 to T9 are in statements.py. The rest of a batch is estimated inside the proved bounds,
+by rules that simulated clients of this very model have weighed (auditor/labels). It is a guess, and
+marked as one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,11 +16,15 @@ from torch import Tensor
 from auditor.attacks import statements
 from auditor.attacks.base import Watch
 from auditor.checks import HeadSums, head_gradients, head_sums, scale_caveats
+from auditor.labels.estimate import estimate_labels
+from auditor.labels.rules import Heads
+from auditor.problem import heaviest_sample, is_one_gradient, is_scaled
 from auditor.records import LabelClaim, Problem, Recovery
 
+_AN_UPDATE = "the dump is weights after SGD minus weights before (as said)"
 _A0 = "the loss is softmax cross-entropy over a linear head (its gradients sum to zero: tested)"
 _NOISE_MARGIN = 8.0  # standard deviations; leaves 1e-15 for a false claim per entry
-_DENSE_CLASSES = 1000  # up to here the K x K system of the estimate is solved
+_SPAN_CLASSES = 300  # up to here T9's linear programs take seconds
 
 
 @dataclass(frozen=True)
@@ -36,29 +40,89 @@ class HeadLabels:
             return "the dump holds no gradient of the head"
         return None
 
-    def run(self, problem: Problem, *, seed: int, watch: Watch) -> Recovery:  # noqa: ARG002
-        return Recovery(labels=label_claim(problem), evaluations=0)
+    def run(self, problem: Problem, *, seed: int, watch: Watch) -> Recovery:
+        return Recovery(labels=label_claim(problem, seed=seed, watch=watch), evaluations=0)
 
 
-def label_claim(problem: Problem) -> LabelClaim:
-    """Everything that the head's gradient says of the labels. Empty when premise A0 fails."""
-    classes = problem.trace.head.classes
-    nothing = torch.zeros(classes, dtype=torch.int64)
+def label_claim(problem: Problem, *, seed: int = 0, watch: Watch | None = None) -> LabelClaim:
+    """Everything that the head's gradient says of the labels: proofs, and the estimate beside them.
+
+    The estimate is that of `estimate_labels`, which passes a few hundred pictures through the
+    model; so what the problem holds already is not made again. Nothing is proved when premise A0
+    fails.
+    """
+    if problem.labels is not None:
+        return problem.labels
+    claim = proved_labels(problem)
+    size, classes = problem.knowledge.batch_size, problem.trace.head.classes
+    if claim.complete:
+        return claim
+    if size is None or head_gradients(problem) == (None, None):
+        return claim
+    sums = head_sums(problem)
+    sound = sums is not None and sums.vanish and claim.at_least <= size
+    found = estimate_labels(
+        problem,
+        claim.lower,
+        torch.full((classes,), size) if claim.upper is None else claim.upper,
+        partial(_simulated_bounds, problem) if sound else None,
+        seed=seed,
+        expired=(watch or Watch()).expired,
+    )
+    return replace(
+        claim,
+        estimate=found.labels,
+        probabilities=found.probabilities,
+        undetermined=found.undetermined,
+        calibration=found.calibration,
+    )
+
+
+def proved_labels(problem: Problem) -> LabelClaim:
+    """What is proved alone; an estimate only where the proofs are the whole batch."""
     sums = head_sums(problem)
     if sums is None or not sums.vanish:
-        guess = _estimate(problem, nothing, None) if sums is not None else None
-        return LabelClaim(nothing, None, guess, (), (), complete=False)
+        nothing = torch.zeros(problem.trace.head.classes, dtype=torch.int64)
+        return LabelClaim(nothing, None, None, (), (), complete=False)
     single = _single(problem)
     if single is not None:
         return _single_claim(problem, single)
     return _batch_claim(problem, sums)
 
 
+def _simulated_bounds(problem: Problem, heads: Heads) -> Tensor:
+    """The proved counts (S, K) of simulated dumps, by the statements that this dump admits."""
+    known, size = problem.knowledge, problem.knowledge.batch_size or 1
+    margin = 4 * max(problem.precision, torch.finfo(torch.float32).eps)
+    mass = known.label_smoothing * size
+    either = heads.weight if heads.bias is None else heads.bias
+    assert either is not None
+    lower = torch.zeros(either.shape[:2], dtype=torch.float64)
+    if heads.weight is not None and problem.trace.head.features_nonnegative and not mass:
+        largest = heads.weight.abs().amax((1, 2))[:, None]
+        present = statements.presence_by_weight(heads.weight, margin=margin * largest)
+        lower = torch.maximum(lower, present.double())
+    if heads.bias is not None:
+        largest = heads.bias.abs().amax(1, keepdim=True)
+        present = statements.presence_by_bias(heads.bias, margin=margin * largest, smoothing=mass)
+        lower = torch.maximum(lower, present.double())
+        if known.reduction_declared and not scale_caveats(problem):
+            counted = statements.counts_below(
+                heads.bias,
+                samples=size,
+                slack=max(1e-4, margin * size),
+                smoothing=known.label_smoothing,
+                reduction="sum",
+            )
+            lower = torch.maximum(lower, counted.double())
+    return lower
+
+
 def _single(problem: Problem) -> statements.SingleSample | None:
     weight, bias = head_gradients(problem)
     known, head = problem.knowledge, problem.trace.head
     named = dict(problem.module.named_parameters())
-    if weight is None or known.batch_size not in {None, 1}:
+    if weight is None or known.batch_size not in {None, 1} or not is_one_gradient(problem):
         return None
     matrix = named[head.weight].detach().cpu().double()
     offset = named[head.bias].detach().cpu().double() if head.bias is not None else None
@@ -100,6 +164,9 @@ def _single_claim(problem: Problem, single: statements.SingleSample) -> LabelCla
         tuple(premises),
         complete=True,
         at_least=1,
+        probabilities=torch.ones(1, dtype=torch.float64),
+        undetermined=torch.zeros(1, dtype=torch.bool),
+        calibration="proved",
     )
 
 
@@ -114,20 +181,70 @@ def _batch_claim(problem: Problem, sums: HeadSums) -> LabelClaim:
     proved = max(int(lower.sum()), _rank(problem))
     if size is not None and proved > size:  # a premise is wrong: withdraw everything
         nothing = torch.zeros_like(lower)
-        guess = _estimate(problem, nothing, None)
-        return LabelClaim(nothing, None, guess, (), (), complete=False, at_least=proved)
-    upper = None if size is None else statements.counts_above(lower, size)
-    complete = size is not None and int(lower.sum()) == size
-    if size is not None:
-        premises.append(f"the batch holds {size} samples (as said)")
-        used += ["T6"] if complete else ["T7"] if bool(lower.any()) else []
-    estimate = _estimate(problem, lower, upper)
-    return LabelClaim(lower, upper, estimate, tuple(used), tuple(premises), complete, proved)
+        return LabelClaim(nothing, None, None, (), (), complete=False, at_least=proved)
+    if size is None:
+        return LabelClaim(lower, None, None, tuple(used), tuple(premises), False, proved)
+    premises.append(f"the batch holds {size} samples (as said)")
+    lower, upper, more = _tightened(problem, lower, size)
+    return _with_counts(lower, upper, size, (*used, *more), tuple(premises), proved)
+
+
+def _tightened(
+    problem: Problem, lower: Tensor, size: int
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Lower and upper counts (K,) by T6, T7 and T9, and which of them were used."""
+    upper = statements.counts_above(lower, size)
+    if int(lower.sum()) == size:
+        return lower, upper, ("T6",)
+    used = ("T7",) if bool(lower.any()) else ()
+    absent = _absent(problem, lower, size)
+    if not bool(absent.any()) or bool(absent.all()):
+        return lower, upper, used
+    upper = torch.where(absent, 0, upper)
+    lower = torch.maximum(lower, statements.counts_left(upper, size))
+    return lower, torch.minimum(upper, statements.counts_above(lower, size)), (*used, "T9")
+
+
+def _absent(problem: Problem, lower: Tensor, size: int) -> Tensor:
+    """T9 where it can say something: more than twice as many classes as samples."""
+    weight, _ = head_gradients(problem)
+    classes = len(lower)
+    useful = 2 * size <= classes <= _SPAN_CLASSES and not problem.knowledge.label_smoothing
+    if weight is None or not useful or size < 2 or not is_one_gradient(problem):
+        return torch.zeros(classes, dtype=torch.bool)
+    return statements.absent_by_span(weight, lower == 0, samples=size, precision=problem.precision)
+
+
+def _with_counts(
+    lower: Tensor,
+    upper: Tensor,
+    size: int,
+    used: tuple[str, ...],
+    premises: tuple[str, ...],
+    proved: int,
+) -> LabelClaim:
+    """The claim of a batch of a known size; when the counts are complete, they are the labels."""
+    if int(lower.sum()) != size:
+        return LabelClaim(lower, upper, None, used, premises, False, proved)
+    return LabelClaim(
+        lower,
+        upper,
+        torch.repeat_interleave(torch.arange(len(lower)), lower),
+        used,
+        premises,
+        complete=True,
+        at_least=proved,
+        probabilities=torch.ones(size, dtype=torch.float64),
+        undetermined=torch.zeros(size, dtype=torch.bool),
+        calibration="proved",
+    )
 
 
 def _rank(problem: Problem) -> int:
-    """At least so many samples made the head's gradient."""
+    """At least so many samples made the head's gradient; nothing when it is of several steps."""
     weight, _ = head_gradients(problem)
+    if not is_one_gradient(problem):
+        return 0
     return 0 if weight is None else statements.samples_at_least(weight, problem.precision)
 
 
@@ -138,6 +255,8 @@ def _presence(problem: Problem, sums: HeadSums) -> tuple[Tensor, list[str], list
     smoothing = _smoothed_mass(problem)
     present = torch.zeros(head.classes, dtype=torch.bool)
     used, premises = [], [_A0, _hard_labels(problem)]
+    if known.local is not None:
+        premises.append(_AN_UPDATE)
     if bias is not None and smoothing is not None:
         margin = _margin(bias, sums.bias_noise, problem.precision)
         by_bias = statements.presence_by_bias(bias, margin=margin, smoothing=smoothing)
@@ -168,6 +287,8 @@ def _smoothed_mass(problem: Problem) -> float | None:
     known = problem.knowledge
     if known.label_smoothing == 0:
         return 0.0
+    if not is_scaled(problem):
+        return None
     if not known.reduction_declared and known.batch_size != 1:
         return None
     if known.reduction == "mean":
@@ -182,67 +303,19 @@ def _lower_bounds(problem: Problem, sums: HeadSums, present: Tensor) -> tuple[Te
     lower = present.long()
     if bias is None or not known.reduction_declared or scale_caveats(problem):
         return lower, False
-    if _smoothed_mass(problem) is None:
+    heaviest = heaviest_sample(problem)
+    if _smoothed_mass(problem) is None or heaviest is None:
         return lower, False
     samples = known.batch_size
     if samples is None:
         samples = max(1, _rank(problem))
     rounding = max(1e-4, 4 * problem.precision * samples)
     counts = statements.counts_below(
-        bias,
+        bias / heaviest,  # of an update; a gradient's samples weigh 1
         samples=samples,
-        slack=rounding + samples * _NOISE_MARGIN * sums.bias_noise,
+        slack=rounding + samples * _NOISE_MARGIN * sums.bias_noise / min(heaviest, 1.0),
         smoothing=known.label_smoothing,
         reduction=known.reduction,
     )
     better = torch.maximum(lower, torch.where(present, counts, 0))
     return better, bool((better > lower).any())
-
-
-def _estimate(problem: Problem, lower: Tensor, upper: Tensor | None) -> Tensor | None:
-    """The likeliest multiset, (N,) int64, sorted; None when the batch size is unknown."""
-    size = problem.knowledge.batch_size
-    if size is None:
-        return None
-    expected = _expected_counts(problem, size)  # (K,)
-    counts = lower.clone()
-    room = torch.full_like(lower, size) if upper is None else upper
-    for _ in range(size - int(lower.sum())):
-        wish = torch.where(counts < room, expected - counts, -torch.inf)
-        counts[int(wish.argmax())] += 1
-    return torch.repeat_interleave(torch.arange(len(counts)), counts)
-
-
-def _expected_counts(problem: Problem, size: int) -> Tensor:
-    weight, bias = head_gradients(problem)
-    factor = size if problem.knowledge.reduction == "mean" else 1
-    if bias is None:
-        assert weight is not None
-        rows = weight.sum(1)
-        impact = -rows.clamp_max(0).sum() * (1 + 1 / len(rows))
-        return size * (1 / len(rows) - rows / impact.clamp_min(1e-30))
-    if weight is None or len(bias) > _DENSE_CLASSES:
-        return size / len(bias) - factor * bias
-    return _explained_counts(problem, weight, bias, size, factor)
-
-
-def _explained_counts(
-    problem: Problem, weight: Tensor, bias: Tensor, size: int, factor: int
-) -> Tensor:
-    """Solve sum_c lambda_c (P_c - 1_c) = N g with P_c the probabilities at class c's features."""
-    named = dict(problem.module.named_parameters())
-    head = problem.trace.head
-    matrix = named[head.weight].detach().cpu().double()
-    offset = named[str(head.bias)].detach().cpu().double()
-    safe = torch.where(bias.abs() > 1e-12, bias, torch.full_like(bias, 1e-12))
-    features = weight / safe[:, None]  # (K, E)
-    probabilities = torch.softmax(features @ matrix.mT + offset, 1)  # (K, K)
-    system = torch.cat(
-        [
-            torch.ones(1, len(bias), dtype=bias.dtype),
-            probabilities.mT - torch.eye(len(bias), dtype=bias.dtype),
-        ]
-    )
-    right = torch.cat([bias.new_tensor([size]), factor * bias])
-    solved: Tensor = torch.linalg.lstsq(system, right[:, None], driver="gelsd").solution
-    return solved[:, 0]

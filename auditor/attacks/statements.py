@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import linprog
 from torch import Tensor
 
 # Relative errors that rounding may leave. Rank one is tight, because a saturated network gives
@@ -22,6 +23,9 @@ _MATCH = 1e-3
 _WORST_MATCH = 1e-2
 # Up to this precision one sample can be told from several of one class: their features differ.
 _FINE = 1e-6
+# T9: singular values below so many roundings are none, and above so many of those are beyond doubt.
+_SPAN_ROUNDING, _CLEAR = 8.0, 1e3
+_FINEST = 2 * torch.finfo(torch.float32).eps  # the client computed in single precision
 _SOFTMAX = 4 * torch.finfo(torch.float32).eps
 
 
@@ -36,21 +40,21 @@ class SingleSample:
     )
 
 
-def presence_by_bias(g: Tensor, *, margin: float, smoothing: float) -> Tensor:
+def presence_by_bias(g: Tensor, *, margin: float | Tensor, smoothing: float) -> Tensor:
     """T1: classes (K,) bool that occur, since g_c < 0. Any activation, batch, mode.
 
     `smoothing` is the label smoothing times the sum of the samples' weights: under it an absent
     class can go down to -smoothing / K.
     """
-    return g < -(margin + smoothing / len(g))
+    return g < -(margin + smoothing / g.shape[-1])
 
 
-def presence_by_weight(weight: Tensor, *, margin: float) -> Tensor:
+def presence_by_weight(weight: Tensor, *, margin: float | Tensor) -> Tensor:
     """T2: classes (K,) bool that occur, since a row of G has a negative entry.
 
     Only for features that cannot be negative: then an absent class has a non-negative row.
     """
-    return weight.amin(1) < -margin
+    return weight.amin(-1) < -margin
 
 
 def single_by_bias(
@@ -183,7 +187,7 @@ def counts_below(
     1 - smoothing, and smoothing / K comes off everywhere.
     """
     factor = samples if reduction == "mean" else 1
-    spread = samples * smoothing / len(g)
+    spread = samples * smoothing / g.shape[-1]
     below = (-factor * g - spread) / (1 - smoothing)
     return torch.ceil(below - slack).clamp_min(0).long()
 
@@ -191,6 +195,65 @@ def counts_below(
 def counts_above(lower: Tensor, samples: int) -> Tensor:
     """T7: lambda_c <= N - sum of the other classes' lower bounds, (K,) int64."""
     return samples - (lower.sum() - lower)
+
+
+def mean_probabilities(g: Tensor, counts: Tensor, samples: int) -> Tensor:
+    """T8: the mean prediction (K,) over the batch, once its counts are known: lambda / N + g.
+
+    For mean reduction and hard labels; it says how sure the model is of the client's data.
+    """
+    return counts / samples + g
+
+
+def absent_by_span(weight: Tensor, candidates: Tensor, *, samples: int, precision: float) -> Tensor:
+    """T9: classes (K,) bool that cannot occur, by linear programming (Dang et al. 2021, RLG).
+
+    When G has rank N, its columns span what the vectors p_i - y_i span, and each of those has one
+    negative entry, at its label. A class is absent when no vector of the span is -1 there and
+    nowhere else below zero, by more than the rounding of the span explains. Only `candidates` (K,)
+    bool are asked for. Nothing is absent when the rank is not N beyond doubt.
+    """
+    absent = torch.zeros(len(weight), dtype=torch.bool)
+    left, values, _ = torch.linalg.svd(weight, full_matrices=False)
+    if not samples < len(values):
+        return absent
+    # Each p_i - y_i sums to zero: what the columns sum to is rounding as well.
+    rounding = _SPAN_ROUNDING * max(
+        max(precision, _FINEST) * float(weight.norm()), float(weight.sum(0).norm())
+    )
+    if float(values[samples]) > rounding or float(values[samples - 1]) <= _CLEAR * rounding:
+        return absent
+    # p_i - y_i, divided by its size at the label, is no longer than the square root of two.
+    slack = 8 * rounding / float(values[samples - 1])
+    for label in candidates.nonzero().flatten().tolist():
+        absent[label] = _least_dip(left[:, :samples], label) > slack
+    return absent
+
+
+def _least_dip(span: Tensor, label: int) -> float:
+    """How far below zero a vector of the span (K, N) must go elsewhere to be -1 at `label`.
+
+    Infinite when none can be.
+    """
+    rest = torch.arange(len(span)) != label
+    dips = torch.cat([-span[rest], -torch.ones(int(rest.sum()), 1, dtype=span.dtype)], 1)
+    goal = [0.0] * span.shape[1] + [1.0]
+    found = linprog(
+        goal,
+        A_ub=dips.numpy(),
+        b_ub=[0.0] * len(dips),
+        A_eq=torch.cat([span[label], span.new_zeros(1)])[None].numpy(),
+        b_eq=[-1.0],
+        bounds=[(None, None)] * span.shape[1] + [(0, None)],
+    )
+    if found.status == 2:  # infeasible
+        return float("inf")
+    return float(found.fun) if found.status == 0 else 0.0
+
+
+def counts_left(upper: Tensor, samples: int) -> Tensor:
+    """The mirror of T7: lambda_c >= N - sum of the other classes' upper bounds, (K,) int64."""
+    return (samples - (upper.sum() - upper)).clamp_min(0)
 
 
 def samples_at_least(weight: Tensor, precision: float) -> int:

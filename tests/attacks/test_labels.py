@@ -23,6 +23,7 @@ from problems import (
 from torch import nn
 
 from auditor.attacks import HeadLabels, label_claim
+from auditor.attacks.labels import proved_labels
 from auditor.checks import head_sums
 from auditor.metrics import label_accuracy
 
@@ -99,7 +100,7 @@ def test_nothing_false_is_proved(dump, seed, steps, smoothing, reduction):
                 reduction_declared=declared,
                 reduction=reduction if declared else "mean",
             )
-            claim = label_claim(replace(problem, knowledge=known))
+            claim = proved_labels(replace(problem, knowledge=known))
             assert_true(claim, had, told, (*where, dump, told, declared))
             proved += int(claim.lower.sum())
     assert proved > 100  # else nothing was tested
@@ -115,7 +116,7 @@ def test_one_sample_with_bias_is_always_complete(classes, act, smoothing, told):
         module, inputs, labels = network(act, classes, True, steps)
         for i in range(5):
             had = Client(module, inputs[i : i + 1], labels[i : i + 1], smoothing=smoothing)
-            claim = label_claim(had.problem(size=told))
+            claim = proved_labels(had.problem(size=told))
             assert_true(claim, had, told, (act, classes, steps, i))
             if classes > 2:
                 assert claim.complete
@@ -131,7 +132,7 @@ def test_one_sample_without_bias_is_complete(classes, act):
         module, inputs, labels = network(act, classes, False, steps)
         for i in range(5):
             had = Client(module, inputs[i : i + 1], labels[i : i + 1])
-            claim = label_claim(had.problem())
+            claim = proved_labels(had.problem())
             assert claim.complete
             assert claim.estimate.tolist() == had.labels.tolist()
 
@@ -189,7 +190,7 @@ def test_every_statement_brings_its_premise():
 def wrongly_told(told, labels, *, act="tanh", classes=10, dump=lambda g: g, declared=True):
     inputs, _ = batch(len(labels), classes)
     had = Client(net(act, classes), 8 * inputs - 4, torch.tensor(labels))
-    return label_claim(had.problem(dump(had.gradients()), size=told, declared=declared)), had
+    return proved_labels(had.problem(dump(had.gradients()), size=told, declared=declared)), had
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -247,7 +248,7 @@ def test_pure_noise_proves_nothing(scale, bias):
             had = Client(module, *batch(1, classes))
             for seed in range(5):
                 for told in (1, 8, None):
-                    claim = label_claim(had.problem(noise(module, scale, seed=seed), size=told))
+                    claim = proved_labels(had.problem(noise(module, scale, seed=seed), size=told))
                     where = (act, classes, seed, told)
                     assert not claim.lower.any(), where
                     assert claim.upper is None, where
@@ -271,7 +272,7 @@ def test_noise_shaped_like_one_class_proves_nothing(scale):
         one["head.bias"] = factors * scale
         for told in (1, 8, None):
             for sent in (row, one):
-                claim = label_claim(had.problem(sent, size=told))
+                claim = proved_labels(had.problem(sent, size=told))
                 assert not claim.lower.any()
                 assert not claim.statements
 
@@ -285,7 +286,7 @@ def test_noised_dumps_prove_nothing_false(sigma, dump):
         problem = had.problem(sent)
         for told in (len(had.labels), None):
             known = replace(problem.knowledge, batch_size=told)
-            claim = label_claim(replace(problem, knowledge=known))
+            claim = proved_labels(replace(problem, knowledge=known))
             assert_true(claim, had, told, (*where, told))
 
 
@@ -320,7 +321,7 @@ def test_half_a_head_proves_nothing_false(left_out, size):
             had = Client(module, inputs[:size], labels[:size])
             sent = {n: g for n, g in had.gradients().items() if n != left_out}
             for told in (size, None):
-                claim = label_claim(had.problem(sent, size=told))
+                claim = proved_labels(had.problem(sent, size=told))
                 assert_true(claim, had, told, (act, classes, told))
 
 
@@ -331,7 +332,7 @@ def test_dropped_features_do_not_matter_to_the_bias():
     for seed in range(20):
         torch.manual_seed(seed)
         had = Client(module, *batch(8, 10, seed=seed), mode="train")
-        claim = label_claim(had.problem())
+        claim = proved_labels(had.problem())
         assert_true(claim, had, 8, seed)
         assert claim.lower.any()
 
@@ -343,7 +344,7 @@ def test_features_that_training_makes_negative_prove_nothing_false():
     for seed in range(20):
         torch.manual_seed(seed)
         had = Client(module, *batch(4, 10, seed=seed), mode="train")
-        claim = label_claim(had.problem())
+        claim = proved_labels(had.problem())
         assert (claim.lower <= had.counts).all(), claim.statements
 
 
@@ -413,3 +414,22 @@ def test_a_clean_dump_is_not_called_noised(bias, steps):
                 if float(sent["head.weight"].norm()) > 1e-4:
                     sums = head_sums(had.problem(sent))
                     assert sums.vanish, (act, classes, size, sums)
+
+
+# --------------------------------------------------------------------------- absence
+
+
+def test_absence_of_classes_bounds_the_counts_of_the_others():
+    """Four samples of three classes among a hundred: T9 closes what T1 leaves open."""
+    used = 0
+    for seed in range(3):
+        inputs, labels = batch(4, 100, seed=seed)
+        labels = torch.cat([labels[:1], labels[:3]])  # one of them twice
+        had = Client(net("tanh", 100, seed=seed), 8 * inputs - 4, labels)
+        claim = proved_labels(had.problem(declared=False))
+        assert_true(claim, had, 4, seed)
+        if "T9" in claim.statements:
+            used += 1
+            assert (claim.upper == 0).any()
+            assert not (claim.upper[had.counts > 0] == 0).any()
+    assert used

@@ -315,3 +315,64 @@ def test_rank_never_exceeds_the_batch(count, dtype):
         assert 1 <= rank <= count
     if dtype == torch.float64:
         assert rank == count
+
+
+# --------------------------------------------------------------------------- T8, T9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_known_counts_give_the_mean_prediction(seed):
+    features, labels, weight, bias, _, g = case(8, 5, seed=seed)
+    found = st.mean_probabilities(g, counts_of(labels, 5), 8)
+    torch.testing.assert_close(found, torch.softmax(features @ weight.T + bias, 1).mean(0))
+
+
+def absent(g_weight, labels, *, samples=None, precision=EPS):
+    classes = len(g_weight)
+    candidates = torch.ones(classes, dtype=torch.bool)
+    samples = len(labels) if samples is None else samples
+    return st.absent_by_span(g_weight, candidates, samples=samples, precision=precision)
+
+
+@pytest.mark.parametrize("sharp", [0.2, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_a_class_that_occurs_is_never_absent(count, dtype, sharp):
+    told = 0
+    for seed in range(5):
+        _, labels, *_, g_weight, _ = case(count, 20, width=30, seed=seed, sharp=sharp)
+        found = absent(g_weight.to(dtype).double(), labels)
+        assert not (found & (counts_of(labels, 20) > 0)).any()
+        told += int(found.sum())
+    assert told > 20  # else nothing was tested
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_least_dip_of_two_samples_is_that_of_a_search_over_all_directions(seed):
+    """In a plane every direction can be tried: v(t) = cos t u1 + sin t u2, divided by -v_c."""
+    *_, g_weight, _ = case(2, 6, width=8, seed=seed)
+    span = torch.linalg.svd(g_weight, full_matrices=False)[0][:, :2]
+    angles = torch.linspace(0, 2 * torch.pi, 200_001, dtype=torch.float64)[:-1]
+    directions = span @ torch.stack([angles.cos(), angles.sin()])
+    for label in range(6):
+        below = directions[:, directions[label] < -1e-4]
+        rest = torch.arange(6) != label
+        dips = (-below[rest] / -below[label]).amax(0).clamp_min(0)
+        assert st._least_dip(span, label) == pytest.approx(float(dips.min()), abs=2e-3)
+
+
+def test_nothing_is_absent_unless_the_rank_is_the_size_beyond_doubt():
+    _, labels, *_, g_weight, _ = case(3, 20, width=30, seed=1)
+    assert absent(g_weight, labels).any()
+    assert not absent(g_weight, labels, samples=2).any()  # more samples than told
+    assert not absent(g_weight, labels, samples=4).any()  # fewer
+    assert not absent(g_weight, labels, precision=1e-2).any()  # too coarse
+    assert not absent(g_weight[:3], labels).any()  # no room for a span: N >= K
+    assert not absent(torch.zeros_like(g_weight), labels).any()
+    noise = 1e-4 * g_weight.norm() * normal(*g_weight.shape, seed=2)
+    assert not absent(g_weight + noise, labels).any()
+
+
+def test_counts_left_by_hand():
+    assert st.counts_left(torch.tensor([2, 0, 3]), 4).tolist() == [1, 0, 2]
+    assert st.counts_left(torch.tensor([4, 4, 4]), 4).tolist() == [0, 0, 0]

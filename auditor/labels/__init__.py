@@ -1,0 +1,1 @@
+"""Counts of labels by simulation on the audited model: pictures, simulated heads, an estimate."""
