@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from auditor.batch_norm import mode_caveats
+from auditor.problem import is_scaled
 from auditor.records import Caveat, GradientDump, Knowledge, Problem
 
 # Relative to the gradient, what summation order and single precision may leave in exact sums.
@@ -76,7 +78,7 @@ def head_sums(problem: Problem) -> HeadSums | None:
 def caveats_of(problem: Problem, dump: GradientDump) -> tuple[Caveat, ...]:
     """Everything about this dump and this model that weakens or voids the verdict."""
     known = problem.knowledge
-    raised = [*_head_caveats(problem), *_assumed(known)]
+    raised = [*_head_caveats(problem), *_assumed(known), *mode_caveats(known, problem.mode_shown)]
     if known.mode == "train" and problem.trace.dropout:
         raised.append(
             Caveat(
@@ -133,12 +135,15 @@ def _head_caveats(problem: Problem) -> list[Caveat]:
     sums = head_sums(problem)
     if sums is None or sums.vanish:
         return []
+    other = "its loss is another one"
+    if problem.knowledge.local is not None:
+        other = "its loss, optimizer or weight decay is another one"
     return [
         Caveat(
             "GA301",
             f"The head's gradients sum to {sums.ratio:.1e} of their norm over the classes; "
             f"softmax cross-entropy and the dump's precision allow {sums.allowed:.1e}. The dump "
-            "was noised, pruned or quantised, or its loss is another one: nothing about labels can "
+            f"was noised, pruned or quantised, or {other}: nothing about labels can "
             "be proved, and a picture that was not recovered means nothing.",
             voids=True,
         )
@@ -157,6 +162,8 @@ def scale_caveats(problem: Problem) -> tuple[Caveat, ...]:
     _, bias = head_gradients(problem)
     sums = head_sums(problem)
     if bias is None or sums is None or not sums.vanish or problem.knowledge.reduction != "mean":
+        return ()
+    if not is_scaled(problem):
         return ()
     negative = float(-bias.clamp_max(0).sum())
     if negative <= 1 + 10 * max(problem.precision, 1e-5):

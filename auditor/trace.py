@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from auditor.batch_norm import normalised_layers
 from auditor.errors import InputError
 from auditor.graph import HANDS_ON, Node, Recording, parameter_behind, record
 from auditor.records import Head, Trace
@@ -60,6 +61,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = F
         dropout=bool(recording.names & _DROPS)
         or any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()),
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()),
+        normalised=() if training else normalised_layers(recording),
     )
 
 

@@ -1,0 +1,251 @@
+"""The mode of batch norms read off a gradient, and the statistics in buffers that came back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from auditor.batch_norm import (
+    mode_caveats,
+    mode_of,
+    normalised_layers,
+    places_of,
+    statistics_sent,
+    with_deduced_mode,
+)
+from auditor.graph import record
+from auditor.records import Assumption, Knowledge
+from auditor.zoo import build
+
+SHAPE = (3, 8, 8)
+
+
+class Branched(nn.Module):
+    """A convolution whose output goes into a batch norm and past it, and one that only goes in."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        first = self.a(x)
+        again = self.norm(self.b(F.relu(self.norm(first) + first)))
+        return self.head(again.mean((2, 3)))
+
+
+def convolutional(bias=True, activation=nn.ReLU):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=bias), nn.BatchNorm2d(8), activation(),
+        nn.Conv2d(8, 12, 3, stride=2, bias=bias), nn.BatchNorm2d(12), activation(),
+        nn.Flatten(), nn.Linear(48, 4),
+    )  # fmt: skip
+
+
+def dense(bias=True, activation=nn.ReLU):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 20, bias=bias), nn.BatchNorm1d(20), activation(),
+        nn.Linear(20, 4),
+    )  # fmt: skip
+
+
+NETS = {
+    f"{make.__name__} {'with' if bias else 'without'} bias, {activation.__name__}": (
+        make, bias, activation,
+    )
+    for make in (convolutional, dense) for bias in (True, False)
+    for activation in (nn.ReLU, nn.Tanh)
+}  # fmt: skip
+
+
+def seeded(make, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+        for module in model.modules():  # as after some training
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model
+
+
+def pictures(count, seed=0, shape=SHAPE):
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sent_by(model, mode, count=8, seed=0, shape=SHAPE):
+    """The gradient of one step, by name; the model stays as it is."""
+    client = copy.deepcopy(model).train(mode == "train")
+    labels = torch.arange(count) % 4
+    F.cross_entropy(client(pictures(count, seed, shape)), labels).backward()
+    return {name: p.grad for name, p in client.named_parameters()}
+
+
+def shown(model, sent, shape=SHAPE, precision=2.0**-23):
+    recording = record(copy.deepcopy(model).eval(), torch.zeros(1, *shape))[1]
+    named = dict(model.named_parameters())
+    return mode_of(normalised_layers(recording), named, sent, precision=precision)
+
+
+def names(model, shape=SHAPE):
+    found = normalised_layers(record(copy.deepcopy(model).eval(), torch.zeros(1, *shape))[1])
+    return {(layer.weight, layer.bias, layer.gain, layer.shift) for layer in found}
+
+
+def test_the_layers_before_batch_norms():
+    assert names(convolutional()) == {
+        ("0.weight", "0.bias", "1.weight", "1.bias"), ("3.weight", "3.bias", "4.weight", "4.bias"),
+    }  # fmt: skip
+    assert names(dense(bias=False)) == {("1.weight", None, "2.weight", "2.bias")}
+    assert names(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))) == set()
+
+
+def test_a_layer_that_also_goes_past_its_batch_norm_does_not_count():
+    assert names(Branched()) == {("b.weight", "b.bias", "norm.weight", "norm.bias")}
+
+
+def test_every_convolution_of_a_residual_network_counts():
+    model = build("resnet20")
+    weights = {layer[0] for layer in names(model, (3, 32, 32))}
+    assert weights == {n for n, p in model.named_parameters() if p.ndim == 4}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_mode_is_read_off_the_gradient(name, mode, seed):
+    make, bias, activation = NETS[name]
+    model = seeded(lambda: make(bias, activation), seed)
+    for count in (2, 8, 32):
+        found = shown(model, sent_by(model, mode, count, seed))
+        # Normalised over two numbers, everything is +1 or -1 but for the constant under the root.
+        degenerate = make is dense and not bias and count == 2
+        assert found in ({mode, None} if degenerate else {mode}), count
+
+
+@pytest.mark.parametrize("variance", [1e-6, 1e-4])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_where_the_constant_under_the_root_counts_nothing_false_is_said(mode, variance):
+    model = seeded(lambda: convolutional(bias=False))
+    with torch.no_grad():
+        model[0].weight *= variance**0.5
+        model[3].weight *= variance**0.5
+    assert shown(model, sent_by(model, mode)) in {mode, None}
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_without_gains_only_right_angles_speak(mode):
+    model = seeded(lambda: convolutional(bias=False))
+    sent = {n: g for n, g in sent_by(model, mode).items() if n not in {"1.weight", "4.bias"}}
+    found = shown(model, sent)
+    assert found == ("train" if mode == "train" else None)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_residual_network_without_biases_tells_its_mode(mode):
+    model = seeded(lambda: build("resnet20"))
+    sent = sent_by(model, mode, 4, shape=(3, 32, 32))
+    assert shown(model, sent, (3, 32, 32)) == mode
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_half_precision_tells_the_mode_too(mode):
+    model = seeded(convolutional)
+    sent = {n: g.half() for n, g in sent_by(model, mode).items()}
+    assert shown(model, sent, precision=2.0**-11) == mode
+
+
+def test_noise_is_not_taken_for_training_mode():
+    model = seeded(convolutional)
+    sent = sent_by(model, "train")
+    generator = torch.Generator().manual_seed(1)
+    noised = {
+        n: g + 0.1 * g.square().mean().sqrt() * torch.randn(g.shape, generator=generator)
+        + 1e-3 * torch.randn(g.shape, generator=generator)
+        for n, g in sent.items()
+    }  # fmt: skip
+    assert shown(model, noised) != "train"
+
+
+def test_a_dump_that_holds_nothing_of_these_layers_says_nothing():
+    model = seeded(convolutional)
+    sent = {n: g for n, g in sent_by(model, "train").items() if n.startswith("7.")}
+    assert shown(model, sent) is None
+    zero = {n: torch.zeros_like(g) for n, g in sent_by(model, "train").items()}
+    assert shown(model, zero) is None
+
+
+def test_layers_that_disagree_say_nothing():
+    model = seeded(convolutional)
+    training, evaluation = sent_by(model, "train"), sent_by(model, "eval")
+    mixed = {n: (training if n.startswith("0.") else evaluation)[n] for n in training}
+    assert shown(model, mixed) is None
+
+
+# --------------------------------------------------------------------------- what follows
+
+
+def knowing(mode, origin):
+    return Knowledge(
+        SHAPE, (0.0,) * 3, (1.0,) * 3, 8, mode, "mean", True, 0.0,
+        (Assumption("batch size", "8", "flag"), Assumption("mode", mode, origin)),
+    )  # fmt: skip
+
+
+def test_an_assumed_mode_gives_way_to_the_dump():
+    found = with_deduced_mode(knowing("eval", "assumed"), "train")
+    assert found.mode == "train"
+    assert found.assumptions[-1] == Assumption("mode", "train", "deduced")
+    assert [a.what for a in found.assumptions] == ["batch size", "mode"]
+    assert mode_caveats(found, "train") == ()
+
+
+@pytest.mark.parametrize("origin", ["flag", "metadata"])
+def test_a_mode_that_was_said_stays_and_is_contradicted(origin):
+    known = knowing("eval", origin)
+    assert with_deduced_mode(known, "train") == known
+    (caveat,) = mode_caveats(known, "train")
+    assert caveat.code == "GA309"
+    assert caveat.voids
+    assert mode_caveats(known, None) == ()
+    assert mode_caveats(known, "eval") == ()
+
+
+# --------------------------------------------------------------------------- buffers
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.9, 1.0, None])
+@pytest.mark.parametrize("make", [convolutional, dense])
+def test_buffers_hold_the_statistics_of_the_batch(make, momentum):
+    model = seeded(make).double()
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.momentum = momentum
+            norm.num_batches_tracked.fill_(3)
+    inputs = pictures(6).double()
+    client, seen = copy.deepcopy(model).train(), {}
+    for name, norm in client.named_modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0]}))
+    client(inputs)
+    after = dict(client.named_buffers())
+    found = statistics_sent(model, after, places=places_of(model, inputs))
+    assert found.keys() == seen.keys()
+    for name, given in seen.items():
+        axes = [axis for axis in range(given.ndim) if axis != 1]
+        torch.testing.assert_close(found[name].mean, given.mean(axes))
+        torch.testing.assert_close(found[name].variance, given.var(axes, unbiased=False))
+
+
+def test_buffers_that_did_not_come_or_say_nothing_are_left_out():
+    model = seeded(convolutional)
+    places = places_of(model, pictures(2))
+    assert places == {"1": 2 * 36, "4": 2 * 4}
+    assert statistics_sent(model, {}, places=places) == {}
+    after = dict(model.named_buffers())
+    assert statistics_sent(model, after, places={}) == {}
+    model[1].momentum = 0.0
+    assert set(statistics_sent(model, after, places=places)) == {"4"}
