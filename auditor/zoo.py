@@ -4,6 +4,8 @@
 Bilen 2020, arXiv:2001.02610): sigmoid convolutions of 12 channels, 5x5, and one linear layer.
 `resnet20/32/56` are the CIFAR networks of He et al. 2015 (arXiv:1512.03385), section 4.2, with
 parameter-free (option A) shortcuts and the parameter names in common use for them.
+`vit` is a small vision transformer in the shape of Dosovitskiy et al. 2020 (arXiv:2010.11929): its
+sizes are our own, and its layer norms stand before attention and MLP as they do there.
 """
 
 from __future__ import annotations
@@ -102,6 +104,65 @@ def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
+class ViT(nn.Module):
+    """A vision transformer with a class token and learnt positions.
+
+    Takes (N, channels, H, W) with H = W = `size`, a multiple of `patch`; gives logits (N, classes).
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        size: int = 32,
+        classes: int = 10,
+        *,
+        patch: int = 4,
+        width: int = 96,
+        depth: int = 4,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        places = (size // patch) ** 2 + 1
+        self.positions = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(1, places, width), std=0.02)
+        )
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], 1) + self.positions
+        return self.head(self.norm(self.blocks(tokens))[:, 0])  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each with its layer norm before it and a shortcut around it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(N, T, width) to the same, written out: fused kernels have no second derivative."""
+        parts = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)  # (N, heads, T, width / heads)
+        scores = query @ key.mT / query.shape[-1] ** 0.5
+        mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        return self.out(mixed)  # type: ignore[no-any-return]
+
+
 def _lenet(channels: int, size: int, classes: int) -> nn.Module:
     return LeNet(channels, size, classes)
 
@@ -113,11 +174,22 @@ def _resnet(blocks: int) -> Callable[[int, int, int], nn.Module]:
     return build
 
 
+def _vit(channels: int, size: int, classes: int) -> nn.Module:
+    if size % 4 != 0:
+        raise UsageError(
+            expected="a picture for vit whose side is a multiple of its patches' 4 pixels",
+            found=f"{size}",
+            todo="For example --arch vit:1x28x10.",
+        )
+    return ViT(channels, size, classes)
+
+
 BUILDERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "lenet": _lenet,
     "resnet20": _resnet(3),
     "resnet32": _resnet(5),
     "resnet56": _resnet(9),
+    "vit": _vit,
 }
 _DEFAULTS = {"lenet": (3, 32, 100)}
 _SPEC = re.compile(r"(?P<name>[a-z]+\d*)(?::(?P<c>\d+)x(?P<s>\d+)x(?P<k>\d+))?")

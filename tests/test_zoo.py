@@ -7,7 +7,15 @@ from torch import nn
 
 from auditor.errors import UsageError
 from auditor.trace import trace
-from auditor.zoo import CifarResNet, LeNet, PadShortcut, build, uniform_weights
+from auditor.zoo import (
+    Block,
+    CifarResNet,
+    LeNet,
+    PadShortcut,
+    ViT,
+    build,
+    uniform_weights,
+)
 
 
 def size_of(module):
@@ -87,6 +95,29 @@ def test_resnet_head():
     assert found.batch_norm
 
 
+def test_vit_by_hand():
+    """8 x 8 patches of 4x4, width 96, four blocks of 12 widths squared and their biases."""
+    embedding = (48 + 1) * 96 + 96 + 65 * 96
+    block = 12 * 96**2 + (3 + 1 + 4 + 1) * 96 + 2 * 2 * 96
+    assert size_of(ViT()) == embedding + 4 * block + 2 * 96 + (96 + 1) * 10
+    found = trace(ViT(), (3, 32, 32))
+    assert (found.head.weight, found.head.features) == ("head.weight", 96)
+    assert not found.head.features_nonnegative
+
+
+def test_attention_against_torch():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        block, other = Block(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
+        other.in_proj_weight.copy_(block.qkv.weight)
+        other.in_proj_bias.copy_(block.qkv.bias.normal_())
+        other.out_proj.weight.copy_(block.out.weight)
+        other.out_proj.bias.copy_(block.out.bias)
+        x = torch.randn(2, 5, 12)
+    expected = other(x, x, x, need_weights=False)[0]
+    torch.testing.assert_close(block.attention(x), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("spec", "shape", "classes"),
     [
@@ -95,6 +126,8 @@ def test_resnet_head():
         ("lenet:3x16x2", (3, 16, 16), 2),
         ("resnet20", (3, 32, 32), 10),
         ("resnet20:1x28x5", (1, 28, 28), 5),
+        ("vit", (3, 32, 32), 10),
+        ("vit:1x28x5", (1, 28, 28), 5),
     ],
 )
 def test_build(spec, shape, classes):
@@ -107,7 +140,7 @@ def test_build(spec, shape, classes):
     [
         "", "nothing", "lenet:", "lenet:1x28", "lenet:1x28x10x2", "lenet:0x28x10", "lenet:1x0x10",
         "lenet:1x28x0", "lenet:-1x28x10", "LeNet", "resnet18", "lenet:1x28x10 ", "lenet\n",
-        "lenet:00x28x10", "__class__",
+        "lenet:00x28x10", "__class__", "vit:1x30x10", "vit:1x2x10",
     ],
 )  # fmt: skip
 def test_specs_that_name_nothing(spec):
