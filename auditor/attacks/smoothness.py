@@ -62,12 +62,12 @@ def smooth_pixels(residual: MatchingResidual) -> SmoothPixels:
     half = residual.target.new_full(shape, 0.5)
     gray = to_model_units(problem, half)
     contrast = 2 * (to_model_units(problem, 2 * half) - gray)[:, :1, :1]
-    (down, rough_down), (across, rough_across) = (_waves(side, half) for side in shape[1:])
+    (down, rough_down), (across, rough_across) = (cosine_waves(side, half) for side in shape[1:])
     rough = rough_down[:, None] + rough_across
     return SmoothPixels(shape, gray, contrast, down, across, (1 + rough / _CONTRAST).rsqrt())
 
 
-def _waves(side: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def cosine_waves(side: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """The orthonormal cosine transform (side, side), and each wave's sum of squared differences."""
     steps = torch.arange(side, dtype=torch.float64)
     waves = (math.pi / side * steps[:, None] * (steps + 0.5)).cos()
