@@ -80,12 +80,43 @@ EvidenceFlag = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but the report's path and errors.")
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Samples behind the gradient.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples behind the gradient or the update.")]
 TruthFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="What the client had (inputs, labels), to measure against."),
 ]
-GradsFile = Annotated[Path, typer.Argument(metavar="GRADS", help="The gradient dump.")]
+GradsFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="GRADS", help="The gradient dump, or a client's update."),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="gradient|update",
+        help="What the dump holds. An update is weights after training minus weights before.",
+    ),
+]
+LearningRate = Annotated[float | None, typer.Option(help="Of an update: the client's SGD.")]
+LocalSteps = Annotated[int | None, typer.Option(help="Its steps in one epoch.")]
+LocalBatch = Annotated[int | None, typer.Option(help="Samples of one step.")]
+LocalEpochs = Annotated[int | None, typer.Option(help="How often it went through its samples.")]
+Momentum = Annotated[float | None, typer.Option(help="Of its SGD.")]
+WeightDecay = Annotated[float | None, typer.Option(help="Of its SGD.")]
+Before = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="The weights before training; they have to be MODEL's."),
+]
+After = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The weights after training, in place of GRADS.")
+]
+AuxiliaryData = Annotated[
+    Path | None,
+    typer.Option(
+        "--aux",
+        metavar="DIR|FILE",
+        help="Pictures like the client's: a folder a class, or an .npz with images and labels.",
+    ),
+]
 Pictures = Annotated[
     list[Path] | None,
     typer.Option("--input", metavar="FILE", help="A picture; several make a batch."),

@@ -17,7 +17,15 @@ from auditor import arguments as arg
 from auditor.errors import AuditError, InputError, UsageError
 from auditor.gate import ExitCode
 from auditor.rules import RULES, rule
-from auditor.session import audit_and_write, choices, facts_from, precheck, put, say
+from auditor.session import (
+    audit_and_write,
+    choices,
+    facts_from,
+    local_from,
+    precheck,
+    put,
+    say,
+)
 
 _EXITS = (
     "Exit codes: 0 passed; 1 leakage at or over --fail-on; 2 usage; 3 input refused or "
@@ -50,7 +58,7 @@ def _root(
 @app.command(epilog=_EXITS)
 def scan(
     model: arg.ModelFile,
-    grads: arg.GradsFile,
+    grads: arg.GradsFile = None,
     arch: arg.Arch = None,
     trust_model: arg.Trust = False,
     input_shape: arg.Shape = None,
@@ -60,6 +68,16 @@ def scan(
     mode: arg.Mode = None,
     reduction: arg.Reduction = None,
     label_smoothing: arg.Smoothing = None,
+    kind: arg.Kind = None,
+    lr: arg.LearningRate = None,
+    local_steps: arg.LocalSteps = None,
+    local_batch: arg.LocalBatch = None,
+    local_epochs: arg.LocalEpochs = None,
+    momentum: arg.Momentum = None,
+    weight_decay: arg.WeightDecay = None,
+    before: arg.Before = None,
+    after: arg.After = None,
+    aux: arg.AuxiliaryData = None,
     truth: arg.TruthFile = None,
     attacks: arg.Attacks = None,
     preset: arg.PresetName = "standard",
@@ -67,31 +85,24 @@ def scan(
     device: arg.Device = "auto",
     seed: arg.Seed = 0,
     fail_on: arg.FailOn = None,
-    allow_inconclusive: arg.Waive = False,
+    waive: arg.Waive = False,
     out: arg.Out = Path("gradaudit-report"),
     overwrite: arg.Overwrite = False,
     evidence: arg.EvidenceFlag = None,
     quiet: arg.Quiet = False,
 ) -> None:
-    """Audit a model file and a gradient dump."""
+    """Audit a model file and a gradient dump, or a client's update."""
     precheck(out, overwrite, fail_on)
     options = choices(preset, attacks, seed, budget, device, evidence)
-    flags = facts_from(input_shape, mean, std, batch_size, mode, reduction, label_smoothing)
-    from auditor.api import case_of
-    from auditor.inputs.models import load_model
-    from auditor.inputs.truth import load_truth
+    local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
+    flags = facts_from(input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
+    from auditor.api import case_from_files
 
-    loaded = load_model(model, arch=arch, trust_model=trust_model)
-    known = None if truth is None else load_truth(truth)
-    case = case_of(loaded, grads, flags, known)
+    case = case_from_files(
+        model, grads, before, after, flags, arch=arch, trust=trust_model, truth=truth, aux=aux
+    )
     audit_and_write(
-        case,
-        options,
-        out,
-        overwrite=overwrite,
-        fail_on=fail_on,
-        waive=allow_inconclusive,
-        quiet=quiet,
+        case, options, out, overwrite=overwrite, fail_on=fail_on, waive=waive, quiet=quiet
     )
 
 
@@ -111,6 +122,12 @@ def simulate(
     mode: arg.Mode = None,
     reduction: arg.Reduction = None,
     label_smoothing: arg.Smoothing = None,
+    lr: arg.LearningRate = None,
+    local_steps: arg.LocalSteps = None,
+    local_batch: arg.LocalBatch = None,
+    local_epochs: arg.LocalEpochs = None,
+    momentum: arg.Momentum = None,
+    weight_decay: arg.WeightDecay = None,
     save_dump: arg.SaveDump = None,
     attacks: arg.Attacks = None,
     preset: arg.PresetName = "standard",
@@ -118,7 +135,7 @@ def simulate(
     device: arg.Device = "auto",
     seed: arg.Seed = 0,
     fail_on: arg.FailOn = None,
-    allow_inconclusive: arg.Waive = False,
+    waive: arg.Waive = False,
     out: arg.Out = Path("gradaudit-report"),
     overwrite: arg.Overwrite = False,
     evidence: arg.EvidenceFlag = None,
@@ -127,34 +144,21 @@ def simulate(
     """Make the dump a client would have sent for your own inputs, then audit it with the truth."""
     precheck(out, overwrite, fail_on)
     options = choices(preset, attacks, seed, budget, device, evidence)
-    flags = facts_from(input_shape, mean, std, None, mode, reduction, label_smoothing)
-    from auditor.audit import Case
-    from auditor.facts import settle
+    kind = None if lr is None and local_steps is None else "update"
+    local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
+    flags = facts_from(input_shape, mean, std, None, mode, reduction, label_smoothing, local)
     from auditor.inputs.models import load_model
-    from auditor.simulate import read_samples, simulate_dump
+    from auditor.simulate import read_samples, simulated_case
 
     loaded = load_model(model, arch=arch, trust_model=trust_model)
     truth, notes = read_samples(
-        loaded.module,
-        flags,
-        inputs=input_ or [],
-        labels=label or [],
-        data=data,
-        dataset=dataset,
-        indices=index or [],
+        loaded.module, flags, input_ or [], label or [], data, dataset, index or []
     )
     for note in notes:
         say(note, quiet)
-    dump = simulate_dump(loaded.module, truth, flags, keep=save_dump)
-    case = Case(loaded, dump, settle(dump, loaded.module, flags), truth)
+    case = simulated_case(loaded, truth, flags, keep=save_dump)
     audit_and_write(
-        case,
-        options,
-        out,
-        overwrite=overwrite,
-        fail_on=fail_on,
-        waive=allow_inconclusive,
-        quiet=quiet,
+        case, options, out, overwrite=overwrite, fail_on=fail_on, waive=waive, quiet=quiet
     )
 
 
@@ -241,7 +245,7 @@ def list_attacks() -> None:
     from auditor.attacks import ATTACKS
 
     for attack in ATTACKS:
-        put(f"{attack.name:<16}{attack.title}\n")
+        put(f"{attack.name:<20}{attack.title}\n")
 
 
 @app.command()

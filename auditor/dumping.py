@@ -24,7 +24,7 @@ from auditor import __version__
 from auditor.errors import InputError, UsageError
 from auditor.inputs.metadata import KEY, metadata_from, metadata_to_json
 from auditor.inputs.wording import listed, quoted, shaped
-from auditor.records import Metadata, Mode, Reduction
+from auditor.records import Kind, Metadata, Mode, Reduction
 
 
 @contextmanager
@@ -54,6 +54,7 @@ def capture(
         "label_smoothing": label_smoothing,
         "mean": _floats(mean),
         "std": _floats(std),
+        "kind": "gradient",
     }
     given = {"batch_size": _whole(batch_size), "input_shape": _wholes(input_shape)}
     _checked(settings | given)
@@ -84,12 +85,22 @@ def save_gradients(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     mode: Mode | None = None,
+    kind: Kind = "gradient",
+    lr: float | None = None,
+    local_steps: int | None = None,
+    local_batch: int | None = None,
+    local_epochs: int | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
 ) -> None:
-    """Write gradients of `model` to `path`, as safetensors.
+    """Write gradients of `model`, or an update of it, to `path`, as safetensors.
 
     `gradients`: by parameter name, or as `torch.autograd.grad` gives them, one for each parameter
-    (or each that requires a gradient), None where there is none. `mode` is that of the model now
-    unless given. Raises UsageError when they do not fit the model or a setting makes no sense.
+    (or each that requires a gradient), None where there is none. With kind "update": weights after
+    training minus weights before, by name, buffers as well if they go along; then `batch_size` is
+    the number of the client's samples, `local_batch` those of one step, and `local_steps` the steps
+    of one epoch. `mode` is that of the model now unless given. Raises UsageError when they do not
+    fit the model or a setting makes no sense.
     """
     fields = {
         "batch_size": _whole(batch_size),
@@ -100,8 +111,16 @@ def save_gradients(
         "mean": _floats(mean),
         "std": _floats(std),
         "mode": mode or _mode(model),
+        "kind": kind,
+        "lr": lr,
+        "local_steps": _whole(local_steps),
+        "local_batch": _whole(local_batch),
+        "local_epochs": _whole(local_epochs),
+        "momentum": momentum,
+        "weight_decay": weight_decay,
     }
-    _write(_named(model, gradients), _checked(fields), _target(path))
+    metadata = _checked(fields)
+    _write(_named(model, gradients, buffers=kind == "update"), metadata, _target(path))
 
 
 @dataclass
@@ -174,7 +193,10 @@ def _require_no_gradients(model: nn.Module) -> None:
 
 
 def _named(
-    model: nn.Module, gradients: Mapping[str, Tensor | None] | Sequence[Tensor | None]
+    model: nn.Module,
+    gradients: Mapping[str, Tensor | None] | Sequence[Tensor | None],
+    *,
+    buffers: bool,
 ) -> dict[str, Tensor | None]:
     parameters = dict(model.named_parameters())
     if isinstance(gradients, Mapping):
@@ -185,6 +207,8 @@ def _named(
         if names is None:
             raise _misfit(f"{len(gradients)} gradients for {len(parameters)} parameters")
         found = dict(zip(names, gradients, strict=True))
+    if buffers:
+        parameters |= dict(model.named_buffers())  # type: ignore[arg-type]
     foreign = [name for name in found if name not in parameters]
     if foreign:
         raise _misfit(f"other names: {listed(foreign)}")

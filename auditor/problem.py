@@ -1,7 +1,8 @@
 """What the attacker knows, and the one definition of "the gradient".
 
 Everything that compares a candidate with the dump goes through `gradient_of`; the attacks' cheaper
-distances are tested against it.
+distances are tested against it. Of a client's update of weights, the gradient is the weighted mean
+over its local steps (local_training.py), and that of a candidate is simulated.
 """
 
 from __future__ import annotations
@@ -13,9 +14,20 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad
 from torch.nn import functional as F
 
-from auditor.records import GradientDump, Knowledge, Problem, Trace
+from auditor.batch_norm import mode_of, with_deduced_mode
+from auditor.errors import InputError
+from auditor.local_training import (
+    LONGEST,
+    heaviest_weight,
+    pseudo_gradient,
+    schedule,
+    simulate,
+    total_steps,
+)
+from auditor.records import Auxiliary, GradientDump, Knowledge, Problem, Trace
 from auditor.trace import trace
 
 # Matching is ill-conditioned: small networks are cheap enough to be matched in double precision.
@@ -23,13 +35,23 @@ _DOUBLE_BELOW = 250_000
 
 
 def make_problem(
-    module: nn.Module, dump: GradientDump, knowledge: Knowledge, *, device: torch.device
+    module: nn.Module,
+    dump: GradientDump,
+    knowledge: Knowledge,
+    *,
+    device: torch.device,
+    auxiliary: Auxiliary | None = None,
 ) -> Problem:
-    """Copy the model in the audited mode, and the dump beside it.
+    """Copy the model in the audited mode, and the dump beside it; of an update, its gradient.
 
-    Raises InputError when the model cannot take the input shape or has no linear head.
+    Raises InputError when the model cannot take the input shape or has no linear head, or when the
+    auxiliary pictures do not fit.
     """
     found = trace(module, knowledge.input_shape)
+    named = dict(module.named_parameters())
+    sent = _sent(named, dump, knowledge)
+    shown = mode_of(found.normalised, named, sent, precision=dump.precision)
+    knowledge = with_deduced_mode(knowledge, shown)
     if knowledge.mode == "train":
         trained = trace(module, knowledge.input_shape, training=True)
         both = found.head.features_nonnegative and trained.head.features_nonnegative
@@ -40,9 +62,47 @@ def make_problem(
     if dtype == torch.float64 and not _takes(ours, knowledge.input_shape, device, dtype):
         dtype = torch.float32  # its forward pass insists on single precision
         ours = _at(ours, device, dtype)
-    order = [name for name, _ in module.named_parameters() if name in dump.tensors]
-    gradient = {name: dump.tensors[name].to(device=device, dtype=dtype) for name in order}
-    return Problem(ours, gradient, dump.precision, knowledge, found)
+    order = [name for name, _ in module.named_parameters() if name in sent]
+    gradient = {name: sent[name].to(device=device, dtype=dtype) for name in order}
+    _check_auxiliary(auxiliary, knowledge, found)
+    precision = dump.precision * _growth(dump, sent, knowledge)
+    return Problem(
+        ours, gradient, precision, knowledge, found, mode_shown=shown, auxiliary=auxiliary
+    )
+
+
+def _sent(
+    named: Mapping[str, Tensor], dump: GradientDump, knowledge: Knowledge
+) -> Mapping[str, Tensor]:
+    """The dump's gradient by name; of an update in double precision, where it cancels least."""
+    if knowledge.local is None:
+        return dump.tensors
+    update = {name: change.double() for name, change in dump.tensors.items()}
+    before = {name: named[name].detach().to(change) for name, change in update.items()}
+    return pseudo_gradient(update, before, knowledge.local)
+
+
+def _growth(dump: GradientDump, sent: Mapping[str, Tensor], knowledge: Knowledge) -> float:
+    """How much the errors of an update grew, relative to what is left without weight decay."""
+    plan = None if knowledge.local is None else schedule(knowledge.local)
+    if plan is None:
+        return 1.0
+    whole = torch.stack([part.double().norm() for part in dump.tensors.values()]).norm()
+    left = torch.stack([part.norm() for part in sent.values()]).norm() * plan.scale
+    return max(1.0, float(whole / left.clamp_min(torch.finfo(left.dtype).tiny)))
+
+
+def _check_auxiliary(auxiliary: Auxiliary | None, knowledge: Knowledge, found: Trace) -> None:
+    if auxiliary is None:
+        return
+    shape, highest = tuple(auxiliary.images.shape[1:]), int(auxiliary.labels.max())
+    if shape != knowledge.input_shape or highest >= found.head.classes:
+        wanted, there = ("x".join(map(str, s)) for s in (knowledge.input_shape, shape))
+        raise InputError(
+            expected=f"auxiliary pictures of shape {wanted}, labels below {found.head.classes}",
+            found=f"shape {there}, labels up to {highest}",
+            todo="Give pictures of the task that this model was made for, or mend --input-shape.",
+        )
 
 
 def _at(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -102,8 +162,11 @@ def gradient_of(
     """The gradient that a client with these data would have sent, by parameter name.
 
     `inputs` (N, C, H, W) in model units, `targets` as in `loss_of`. Only the parameters that the
-    dump has are in the answer.
+    dump has are in the answer. Raises ValueError for an update that `why_not_simulated` names.
     """
+    if not is_one_gradient(problem):
+        mean = simulated_gradient(problem, inputs, targets)
+        return mean if create_graph else {name: part.detach() for name, part in mean.items()}
     named = dict(problem.module.named_parameters())
     wanted = [named[name] for name in problem.gradient]
     loss = loss_of(problem, problem.module(inputs), targets)
@@ -112,6 +175,72 @@ def gradient_of(
         name: torch.zeros_like(parameter) if part is None else part
         for name, parameter, part in zip(problem.gradient, wanted, found, strict=True)
     }
+
+
+def is_one_gradient(problem: Problem) -> bool:
+    """Whether the dump is the gradient of one step: a gradient, or an update of a single step."""
+    local = problem.knowledge.local
+    return local is None or (local.lr is not None and total_steps(local) == 1)
+
+
+def is_scaled(problem: Problem) -> bool:
+    """Whether the scale of `problem.gradient` is known; of an update it needs lr and steps."""
+    local = problem.knowledge.local
+    return local is None or schedule(local) is not None
+
+
+def why_not_simulated(problem: Problem) -> str | None:
+    """Why `gradient_of` cannot answer, for people; None when it can."""
+    local = problem.knowledge.local
+    if local is None or is_one_gradient(problem):
+        return None
+    if local.lr is None:
+        return "the learning rate of the update is unknown: say it with --lr"
+    steps = total_steps(local)
+    if steps is None:
+        return "the number of local steps is unknown: say it with --local-steps"
+    if steps > LONGEST:
+        return f"{steps} local steps are more than are simulated ({LONGEST})"
+    if isinstance(problem.module, torch.jit.ScriptModule):
+        return "local steps of a TorchScript model are not simulated"
+    return None
+
+
+def heaviest_sample(problem: Problem) -> float | None:
+    """The largest weight of a sample in the dump, relative to that in one gradient of the batch.
+
+    1 for a gradient, and when the steps of an update treat all samples alike. None when it is not
+    known.
+    """
+    known = problem.knowledge
+    if known.local is None:
+        return 1.0
+    if known.batch_size is None:
+        return 1.0 if is_one_gradient(problem) else None
+    return heaviest_weight(known.local, known.batch_size, mean=known.reduction == "mean")
+
+
+def simulated_gradient(problem: Problem, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """`gradient_of` for an update: a pure function, for autograd and for torch.func.
+
+    Parameters that the dump does not hold stay as they are. Raises ValueError when it cannot be
+    simulated.
+    """
+    local, reason = problem.knowledge.local, why_not_simulated(problem)
+    if local is None or reason is not None:
+        raise ValueError(f"the update cannot be simulated: {reason}")
+    fixed = {name: value.detach() for name, value in problem.module.named_parameters()}
+
+    def gradient(weights: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        def loss(part: dict[str, Tensor]) -> Tensor:
+            logits = functional_call(problem.module, {**fixed, **part}, (x,))
+            return loss_of(problem, logits, y)
+
+        found: dict[str, Tensor] = grad(loss)(dict(weights))
+        return found
+
+    start = {name: fixed[name] for name in problem.gradient}
+    return simulate(local, start, inputs, targets, gradient)
 
 
 def scale_of(problem: Problem) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from auditor.errors import UsageError
 
 if TYPE_CHECKING:
     from auditor.audit import Case
-    from auditor.facts import Flags
+    from auditor.facts import Flags, LocalFlags
     from auditor.options import Options
 
 
@@ -108,9 +108,10 @@ def facts_from(
     mode: str | None,
     reduction: str | None,
     smoothing: float | None,
+    local: LocalFlags | None = None,
 ) -> Flags:
     """The facts on the command line, checked. Raises UsageError."""
-    from auditor.facts import flags_from_text
+    from auditor.facts import LocalFlags, flags_from_text
 
     return flags_from_text(
         input_shape=shape,
@@ -120,6 +121,30 @@ def facts_from(
         mode=mode,
         reduction=reduction,
         label_smoothing=smoothing,
+        local=local or LocalFlags(),
+    )
+
+
+def local_from(
+    kind: str | None,
+    lr: float | None,
+    steps: int | None,
+    batch: int | None,
+    epochs: int | None,
+    momentum: float | None,
+    weight_decay: float | None,
+) -> LocalFlags:
+    """What the command line says of an update; `facts_from` checks it."""
+    from auditor.facts import LocalFlags
+
+    return LocalFlags(
+        kind,  # type: ignore[arg-type]
+        lr,
+        steps,
+        batch,
+        epochs,
+        momentum,
+        weight_decay,
     )
 
 

@@ -1,4 +1,4 @@
-"""The dump that a client would have sent for given inputs, and its truth."""
+"""The gradient or the update that a client would have sent for given inputs, and its truth."""
 
 from __future__ import annotations
 
@@ -11,19 +11,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from auditor.audit import Case
 from auditor.dumping import save_gradients
 from auditor.errors import UsageError
-from auditor.facts import Flags, deduce_input_shape, per_channel
+from auditor.facts import Flags, deduce_input_shape, per_channel, settle
 from auditor.inputs.gradients import load_gradients
 from auditor.inputs.images import load_dataset_samples, load_images
-from auditor.records import GradientDump, Mode, Truth
+from auditor.records import GradientDump, LoadedModel, Mode, Truth
 from auditor.trace import trace
+
+
+def simulated_case(
+    loaded: LoadedModel, truth: Truth, flags: Flags, *, keep: Path | None = None
+) -> Case:
+    """What is audited when a client with these samples sent its dump. Raises UsageError."""
+    dump = simulate_dump(loaded.module, truth, flags, keep=keep)
+    return Case(loaded, dump, settle(dump, loaded.module, flags), truth)
 
 
 def simulate_dump(
     module: nn.Module, truth: Truth, flags: Flags, *, keep: Path | None = None
 ) -> GradientDump:
     """One training step's gradient for the samples of `truth`, as `auditor.capture` writes it.
+
+    Where `flags` say that it is an update: the change of the weights after their local steps.
 
     `keep` is where the dump is left; otherwise it lives in a temporary directory only. Raises
     UsageError when labels and model do not fit.
@@ -33,7 +44,9 @@ def simulate_dump(
             expected="a new file for the dump", found=f"{keep.name!r}", todo="Name another one."
         )
     mode: Mode = flags.mode or "eval"
-    gradients = client_gradient(module, truth, flags, mode)
+    local = flags.local
+    made = client_update if local.kind == "update" else client_gradient
+    gradients = made(module, truth, flags, mode)
     channels = truth.inputs.shape[1]
     with tempfile.TemporaryDirectory() as folder:
         path = keep or Path(folder) / "simulated.safetensors"
@@ -48,12 +61,58 @@ def simulate_dump(
             mode=mode,
             mean=per_channel(flags.mean, channels, default=0.0, flag="--mean"),
             std=per_channel(flags.std, channels, default=1.0, flag="--std"),
+            kind=local.kind or "gradient",
+            lr=local.lr,
+            local_steps=local.steps,
+            local_batch=local.batch_size,
+            local_epochs=local.epochs,
+            momentum=local.momentum,
+            weight_decay=local.weight_decay,
         )
         return load_gradients(path, module)
 
 
 def client_gradient(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -> dict[str, Tensor]:
     """What `loss.backward()` leaves in the parameters; the module itself is not touched."""
+    client = _client(module, truth, mode)
+    loss = _loss(client, truth, flags)
+    named = dict(client.named_parameters())
+    parts = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {name: part for name, part in zip(named, parts, strict=True) if part is not None}
+
+
+def client_update(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -> dict[str, Tensor]:
+    """Weights and buffers after training with `torch.optim.SGD`, minus those before.
+
+    The steps take batches in the order of the samples, in turn. Raises UsageError when learning
+    rate or steps are not said.
+    """
+    local, count = flags.local, len(truth.labels)
+    if local.lr is None or local.steps is None:
+        raise UsageError(
+            expected="a learning rate and local steps, which an update is made with",
+            found="only one of them",
+            todo="Say both --lr and --local-steps.",
+        )
+    client = _client(module, truth, mode)
+    before = {name: value.clone() for name, value in client.state_dict().items()}
+    optimizer = torch.optim.SGD(
+        client.parameters(), local.lr, local.momentum or 0.0, weight_decay=local.weight_decay or 0.0
+    )
+    size = local.batch_size or count
+    batches = [
+        Truth(truth.inputs[first : first + size], truth.labels[first : first + size])
+        for first in range(0, count, size)
+    ]
+    for step in range(local.steps * (local.epochs or 1)):
+        optimizer.zero_grad()
+        _loss(client, batches[step % len(batches)], flags).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return {name: value - before[name] for name, value in client.state_dict().items()}
+
+
+def _client(module: nn.Module, truth: Truth, mode: Mode) -> nn.Module:
+    """A copy that can be trained. Raises UsageError for labels that the model does not have."""
     classes = trace(module, tuple(truth.inputs.shape[1:])).head.classes
     if int(truth.labels.min()) < 0 or int(truth.labels.max()) >= classes:
         raise UsageError(
@@ -62,18 +121,16 @@ def client_gradient(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -
             todo="Mend --label.",
         )
     client = copy.deepcopy(module).requires_grad_(True)
-    if mode == "train":
-        client.train()
-    logits = _logits(client, truth, flags)
-    loss = F.cross_entropy(
-        logits,
+    return client.train() if mode == "train" else client
+
+
+def _loss(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
+    return F.cross_entropy(
+        _logits(client, truth, flags),
         truth.labels,
         reduction=flags.reduction or "mean",
         label_smoothing=flags.label_smoothing or 0.0,
     )
-    named = dict(client.named_parameters())
-    parts = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {name: part for name, part in zip(named, parts, strict=True) if part is not None}
 
 
 def _logits(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
@@ -97,7 +154,6 @@ def _logits(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
 def read_samples(
     module: nn.Module,
     flags: Flags,
-    *,
     inputs: Sequence[Path],
     labels: Sequence[int],
     data: Path | None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from auditor.attacks.base import Watch
 from auditor.attacks.images import Search, goal_of, run_search, starts
 from auditor.attacks.matching import matching_objective
+from auditor.problem import why_not_simulated
 from auditor.records import Problem, Recovery
 from auditor.solve import Solution, Status, minimize
 
@@ -31,6 +32,9 @@ class DLG:
     def blocked_by(self, problem: Problem) -> str | None:
         if problem.knowledge.batch_size is None:
             return "the batch size is unknown: say it with --batch-size"
+        missing = why_not_simulated(problem)
+        if missing is not None:
+            return missing
         return None
 
     def run(self, problem: Problem, *, seed: int, watch: Watch) -> Recovery:

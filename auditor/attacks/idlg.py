@@ -16,6 +16,7 @@ from auditor.attacks.base import Watch
 from auditor.attacks.images import Search, run_search, starts
 from auditor.attacks.labels import label_claim
 from auditor.attacks.matching import matching_objective
+from auditor.problem import why_not_simulated
 from auditor.records import Problem, Recovery
 
 
@@ -30,6 +31,9 @@ class IDLG:
     def blocked_by(self, problem: Problem) -> str | None:
         if problem.knowledge.batch_size is None:
             return "the batch size is unknown: say it with --batch-size"
+        missing = why_not_simulated(problem)
+        if missing is not None:
+            return missing
         if label_claim(problem).estimate is None:
             return "the head's gradient gives no labels to start from"
         return None

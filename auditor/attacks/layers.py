@@ -25,7 +25,14 @@ from auditor.inversion.constraints import Bounds
 from auditor.inversion.layers import Broken, Chain, chain_of
 from auditor.inversion.link_solver import Settings
 from auditor.inversion.walk import Walk, walk
-from auditor.problem import gradient_of, loss_of, residuals_of, to_model_units, tolerance_of
+from auditor.problem import (
+    gradient_of,
+    is_one_gradient,
+    loss_of,
+    residuals_of,
+    to_model_units,
+    tolerance_of,
+)
 from auditor.records import Course, Problem, Recovery
 
 # Tolerances of a least-squares problem: double precision, and what a coarse dump is still worth.
@@ -48,6 +55,8 @@ class LayerByLayer:
             return "the batch size is unknown: say it with --batch-size"
         if size != 1:
             return "it reads one sample; the dump is of a batch"
+        if not is_one_gradient(problem):
+            return "it reads one gradient; the dump is an update of several or unknown steps"
         if label_claim(problem).estimate is None:
             return "the head's gradient gives no label to check the picture with"
         chain = _chain(problem)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from auditor.problem import gradient_of, loss_of, scale_of
+from auditor.problem import gradient_of, is_one_gradient, loss_of, scale_of
 from auditor.records import Problem
 from auditor.solve import ValueAndGradient, by_row
 
@@ -48,7 +48,8 @@ def matching_objective(
     weights = tensor_weights(problem, weighting)
     head = _head_gradient(problem)
     device = next(iter(problem.gradient.values())).device
-    if device.type == "cuda" and not isinstance(problem.module, torch.jit.ScriptModule):
+    single = is_one_gradient(problem)
+    if device.type == "cuda" and single and not isinstance(problem.module, torch.jit.ScriptModule):
         return by_row(lambda row: _pure_distance(problem, *unpack(row), weights, head), how="vmap")
     return by_row(lambda row: _distance(problem, *unpack(row), weights, head))
 
@@ -78,6 +79,8 @@ def _head_gradient(problem: Problem) -> _HeadGradient | None:
     owner = name.rpartition(".")[0]
     module = dict(problem.module.named_modules()).get(owner)
     rows = problem.knowledge.batch_size
+    if not is_one_gradient(problem):
+        return None  # the head moved between the steps
     if name not in problem.gradient or type(module) is not nn.Linear or rows is None:
         return None
     sent = problem.gradient[name]

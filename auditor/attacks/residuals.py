@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from auditor.attacks.matching import called_once, head_hook, low_rank, tensor_weights
-from auditor.problem import loss_of
+from auditor.problem import is_one_gradient, loss_of, simulated_gradient
 from auditor.records import Problem
 from auditor.solve import LinearMap
 
@@ -158,6 +158,9 @@ class MatchingResidual:
     def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The weighted gradient (m,) of these samples of the batch."""
         problem = self.problem
+        if not is_one_gradient(problem):
+            sent = simulated_gradient(problem, inputs, targets)
+            return torch.cat([self.roots[name] * part.flatten() for name, part in sent.items()])
         fixed = {name: value.detach() for name, value in problem.module.named_parameters()}
         short = {problem.trace.head.weight} if self.head is not None else set()
         moving = {name: fixed[name] for name in problem.gradient if name not in short}
@@ -215,6 +218,8 @@ def _plain_head(problem: Problem, size: int) -> nn.Linear | None:
     module = dict(problem.module.named_modules()).get(name.rpartition(".")[0])
     if name not in problem.gradient or type(module) is not nn.Linear:
         return None
+    if not is_one_gradient(problem):
+        return None  # the head moved between the steps
     return module if called_once(problem, module, size) else None
 
 
@@ -233,7 +238,9 @@ def _left(problem: Problem, size: int) -> Tensor:
 
 
 def _independent(problem: Problem, size: int) -> bool:
-    """Whether the logits of a sample are the same alone and in a batch (tested)."""
+    """Whether a sample's gradient is the same alone and in a batch: its logits are (tested)."""
+    if not is_one_gradient(problem):
+        return False  # a step's weights depend on the samples before
     like = next(iter(problem.gradient.values()))
     generator = torch.Generator().manual_seed(0)
     shape = (size, *problem.knowledge.input_shape)

@@ -20,7 +20,7 @@ from auditor.attacks.images import Film, Search, starts
 from auditor.attacks.labels import label_claim
 from auditor.attacks.residuals import MatchingResidual, matching_residual
 from auditor.attacks.smoothness import STAGE_STEPS, match_smoothly
-from auditor.problem import to_model_units, to_pixels
+from auditor.problem import to_model_units, to_pixels, why_not_simulated
 from auditor.records import Course, Problem, Recovery
 from auditor.solve import Linearise, Solution, Status, levenberg_marquardt
 
@@ -53,6 +53,9 @@ class LevenbergMarquardt:
     def blocked_by(self, problem: Problem) -> str | None:
         if problem.knowledge.batch_size is None:
             return "the batch size is unknown: say it with --batch-size"
+        missing = why_not_simulated(problem)
+        if missing is not None:
+            return missing
         if isinstance(problem.module, torch.jit.ScriptModule):
             return "a TorchScript model cannot be differentiated twice in the way that this needs"
         return None

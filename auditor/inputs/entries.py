@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from auditor.errors import InputError
 from auditor.inputs.wording import joined, quoted
+from auditor.records import Kind
 
 GRADIENT_KEYS = ("grads", "gradients", "grad", "gradient")
 UPDATE_KEYS = ("delta", "deltas", "update", "updates", "weight_delta", "weight_diff", "diff")
+_KEYS: dict[Kind, tuple[str, ...]] = {"gradient": GRADIENT_KEYS, "update": UPDATE_KEYS}
 WEIGHT_KEYS = ("state_dict", "model_state_dict", "model", "optimizer", "optimizer_state_dict")
 _REMEDY = "Save {name: parameter.grad} or the result of torch.autograd.grad; see auditor.capture."
 
@@ -27,51 +29,62 @@ class Entries:
     form: str  # "dict of 8 tensors under 'grads'"
 
 
-def entries_of(raw: object, *, depth: int = 2) -> Entries:
+def entries_of(raw: object, *, kind: Kind = "gradient", depth: int = 2) -> Entries:
     """The tensors in `raw`: a tensor, a list or tuple, a dict, or a dict under a usual key.
 
-    Raises InputError for weights, updates, several rounds, a whole model, and anything that is
-    not a tensor.
+    Raises InputError for weights, what is not of the `kind`, several rounds, a whole model, and
+    anything that is not a tensor.
     """
     if isinstance(raw, nn.Module):
         raise _wrong("a whole model")
     if isinstance(raw, Mapping):
-        return _of_mapping(raw, depth)
+        return _of_mapping(raw, kind, depth)
     if isinstance(raw, Tensor | np.ndarray):
         return Entries(None, (_tensor(raw, "the dump"),), "one tensor")
     if isinstance(raw, list | tuple):
-        return _of_sequence(raw)
+        return _of_sequence(raw, kind)
     raise _wrong(f"an object of type {quoted(type(raw).__name__)}")
 
 
-def _of_mapping(raw: Mapping[object, object], depth: int) -> Entries:
+def _of_mapping(raw: Mapping[object, object], kind: Kind, depth: int) -> Entries:
     keys = {str(key): value for key, value in raw.items()}
-    for key in GRADIENT_KEYS if depth else ():
+    ours, others = _KEYS[kind], _KEYS["gradient" if kind == "update" else "update"]
+    for key in ours if depth else ():
         if isinstance(keys.get(key), Mapping | list | tuple | Tensor):
-            inner = entries_of(keys[key], depth=depth - 1)
+            inner = entries_of(keys[key], kind=kind, depth=depth - 1)
             return Entries(inner.names, inner.tensors, f"{inner.form} under {key!r}")
-    update = next((key for key in UPDATE_KEYS if _holds_tensors(keys.get(key))), None)
-    if update is not None:
-        raise InputError(
-            expected="a gradient",
-            found=f"the key {update!r}, which people use for weight updates",
-            todo="Updates are not supported yet. Save the gradient of one step, or rename the "
-            "key to 'grads' if it is one.",
-        )
+    other = next((key for key in others if _holds_tensors(keys.get(key))), None)
+    if other is not None:
+        raise _other_kind(other, kind)
     if any(_holds_tensors(keys.get(key)) for key in WEIGHT_KEYS):
         raise _wrong("a training checkpoint: weights, not gradients")
     tensors = tuple(_optional(value, quoted(key)) for key, value in keys.items())
     return Entries(tuple(keys), tensors, f"dict of {_counted(tensors)}")
 
 
-def _of_sequence(raw: Sequence[object]) -> Entries:
+def _other_kind(key: str, kind: Kind) -> InputError:
+    if kind == "update":
+        return InputError(
+            expected="an update: weights after training minus weights before",
+            found=f"the key {key!r}, which people use for gradients",
+            todo="Leave --kind update out, or rename the key to 'update' if it is one.",
+        )
+    return InputError(
+        expected="a gradient",
+        found=f"the key {key!r}, which people use for weight updates",
+        todo="Say --kind update if it holds weights after training minus weights before, or "
+        "rename the key to 'grads' if it is a gradient.",
+    )
+
+
+def _of_sequence(raw: Sequence[object], kind: Kind) -> Entries:
     if raw and all(_is_pair(item) for item in raw):
-        return _of_mapping(dict(raw), 0)  # type: ignore[arg-type]
+        return _of_mapping(dict(raw), kind, 0)  # type: ignore[arg-type]
     if raw and all(isinstance(item, Mapping | list | tuple) for item in raw):
         raise _wrong(f"{len(raw)} rounds or samples in one list")
     tensors = tuple(_optional(item, f"number {place}") for place, item in enumerate(raw))
-    kind = "tuple" if isinstance(raw, tuple) else "list"
-    return Entries(None, tensors, f"{kind} of {_counted(tensors)}")
+    form = "tuple" if isinstance(raw, tuple) else "list"
+    return Entries(None, tensors, f"{form} of {_counted(tensors)}")
 
 
 def _is_pair(item: object) -> bool:

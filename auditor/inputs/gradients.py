@@ -1,4 +1,4 @@
-"""Reads a gradient dump and fits it to the model: by name, else by order and shape."""
+"""Reads a dump, of gradients or of an update, and fits it to the model: by name, else by order."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from auditor.errors import InputError
+from auditor.inputs.buffers import buffers_after, split_buffers
 from auditor.inputs.entries import Entries, entries_of, require_floats, tensors_of
-from auditor.inputs.files import Kind, file_ref, kind_of
+from auditor.inputs.files import Kind as FileKind
+from auditor.inputs.files import file_ref, kind_of
 from auditor.inputs.matching import (
     bare_names,
     differences,
@@ -24,7 +26,12 @@ from auditor.inputs.matching import (
 )
 from auditor.inputs.metadata import KEY, metadata_from_json
 from auditor.inputs.pickles import Call
-from auditor.inputs.precision import coarsest_spacing, not_finite
+from auditor.inputs.precision import (
+    coarsest_spacing,
+    is_difference,
+    not_finite,
+    update_spacing,
+)
 from auditor.inputs.safety import (
     byte_limit,
     damaged,
@@ -34,13 +41,13 @@ from auditor.inputs.safety import (
 )
 from auditor.inputs.torchfiles import check, load_checked, look_into, plain_pickle
 from auditor.inputs.wording import listed, quoted
-from auditor.records import FileRef, GradientDump, Metadata
+from auditor.records import FileRef, GradientDump, Kind, Metadata
 
 _REMEDY = (
     "Save plain tensors: torch.save({name: p.grad for name, p in model.named_parameters()}, path)"
     "; numpy arrays go into an .npz file."
 )
-_REFUSED: dict[Kind, str] = {
+_REFUSED: dict[FileKind, str] = {
     "picture": "a picture",
     "npy": "a single .npy array",
     "TorchScript": "a TorchScript program",
@@ -58,42 +65,51 @@ class _Match:
     note: str
 
 
-def load_gradients(path: Path, module: nn.Module) -> GradientDump:
-    """Read the gradient dump at `path` for `module`, without executing anything in it.
+def load_gradients(path: Path, module: nn.Module, *, kind: Kind | None = None) -> GradientDump:
+    """Read the dump at `path` for `module`, without executing anything in it.
 
-    Takes .npz, safetensors and files of torch.save, whatever their names are. Raises InputError
-    for what does not fit, UnsafeFileError for what would execute or claims absurd memory.
+    Takes .npz, safetensors and files of torch.save, whatever their names are. `kind`: what the dump
+    holds; None leaves it to the dump's metadata, then takes a gradient. Raises InputError for what
+    does not fit, UnsafeFileError for what would execute or claims absurd memory.
     """
-    kind = kind_of(path)
-    if kind in _REFUSED:
+    form = kind_of(path)
+    if form in _REFUSED:
         raise InputError(
             expected="gradients: a torch file, .npz or safetensors",
-            found=f"{quoted(path.name)}, {_REFUSED[kind]}",
+            found=f"{quoted(path.name)}, {_REFUSED[form]}",
             todo="Save the gradients with auditor.capture, torch.save or numpy.savez.",
         )
-    if kind == "pickle":
+    if form == "pickle":
         raise plain_pickle(path, todo=_REMEDY)
     metadata = Metadata()
     limit = byte_limit(sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers())))
-    if kind == "npz":
+    if form == "npz":
         raw: object = tensors_of(read_npz(path, limit=limit))
-    elif kind == "safetensors":
+    elif form == "safetensors":
         raw, metadata = _read_safetensors(path, limit)
     else:
-        raw = _read_torch(path, limit, legacy=kind == "torch legacy")
-    ref = file_ref(path, kind)
-    return _dump(raw, module, ref, metadata, kind, ordered=kind != "safetensors")
+        raw = _read_torch(path, limit, legacy=form == "torch legacy")
+    ref = file_ref(path, form)
+    said = kind or metadata.kind
+    return _dump(raw, module, ref, metadata, form, said, ordered=form != "safetensors")
 
 
 def match_gradients(
-    raw: object, module: nn.Module, *, file: FileRef, metadata: Metadata | None = None, form: str
+    raw: object,
+    module: nn.Module,
+    *,
+    file: FileRef,
+    metadata: Metadata | None = None,
+    form: str,
+    kind: Kind | None = None,
 ) -> GradientDump:
-    """Fit gradients in memory to `module`; `form` begins the sentence in `recognised`.
+    """Fit gradients or an update in memory to `module`; `form` begins what `recognised` says.
 
     `raw`: tensors by name, in the order of the parameters, or as one flat vector; None where
-    there is none. Raises InputError when they do not fit or are no gradients.
+    there is none. Raises InputError when they do not fit or are not of the `kind`.
     """
-    return _dump(raw, module, file, metadata or Metadata(), form, ordered=True)
+    said = metadata or Metadata()
+    return _dump(raw, module, file, said, form, kind or said.kind, ordered=True)
 
 
 def _read_torch(path: Path, limit: int, *, legacy: bool) -> object:
@@ -120,23 +136,41 @@ def _read_safetensors(path: Path, limit: int) -> tuple[dict[str, Tensor], Metada
 
 
 def _dump(
-    raw: object, module: nn.Module, file: FileRef, metadata: Metadata, form: str, *, ordered: bool
+    raw: object,
+    module: nn.Module,
+    file: FileRef,
+    metadata: Metadata,
+    form: str,
+    said: Kind | None,
+    *,
+    ordered: bool,
 ) -> GradientDump:
-    parameters = dict(module.named_parameters())
-    entries = entries_of(raw)
+    parameters, kind = dict(module.named_parameters()), said or "gradient"
+    entries, changes = entries_of(raw, kind=kind), dict[str, Tensor]()
+    if kind == "update":
+        entries, changes = split_buffers(entries, module)
     _require_some(entries)
     match = _by_name(entries, module) or _by_order(entries, module, ordered=ordered)
-    _require_gradients(match.tensors, parameters)
+    _require_gradients(match.tensors, parameters, kind)
     tensors = {name: match.tensors[name] for name in parameters if name in match.tensors}
+    if said is None:
+        _refuse_difference(tensors, parameters)
+    if kind == "update":  # what did not move was not trained
+        tensors = {name: change for name, change in tensors.items() if bool(change.any())}
     note = f", {match.note}" if match.note else ""
+    what = "an update, " if kind == "update" else ""
     return GradientDump(
         tensors=tensors,
         missing=tuple(name for name in parameters if name not in tensors),
-        recognised=f"{form}, {entries.form}, matched by {match.how}{note}",
+        recognised=f"{form}, {what}{entries.form}, matched by {match.how}{note}",
         matched_by=match.how,
-        precision=coarsest_spacing(tensors.values()),
+        precision=update_spacing(tensors, parameters)
+        if kind == "update"
+        else coarsest_spacing(tensors.values()),
         file=file,
         metadata=metadata,
+        kind=kind,
+        buffers=buffers_after(changes, module),
     )
 
 
@@ -264,7 +298,8 @@ def _refuse_buffers(names: Sequence[str]) -> None:
             expected="gradients, which exist for parameters only",
             found=f"buffers among them: {listed(names)}; that looks like a state_dict, or like "
             "the difference of two",
-            todo="Weights and weight updates are not supported yet: save the gradient of one step.",
+            todo="Say --kind update if it is weights after training minus weights before; name a "
+            "file of weights after training with --after.",
         )
 
 
@@ -276,33 +311,52 @@ def _refuse_state_order(tensors: Sequence[Tensor | None], module: nn.Module) -> 
         _refuse_buffers([name for name in state if name in buffers])
 
 
-def _require_gradients(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+def _require_gradients(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], kind: Kind
+) -> None:
     bad = [name for name, tensor in tensors.items() if not_finite(tensor)]
     if bad:
         raise InputError(
-            expected="finite gradients",
+            expected="finite numbers",
             found=f"NaN or infinity in {listed(bad)}",
             todo="Look for overflow (loss scaling, half precision) where the dump was made.",
         )
     if not any(bool(tensor.any()) for tensor in tensors.values()):
         raise InputError(
-            expected="gradients that are not all zero",
+            expected="numbers that are not all zero",
             found="a dump of zeros",
-            todo="Save the gradients after backward() and before zero_grad().",
+            todo="Give the weights after training, and the model as it was before."
+            if kind == "update"
+            else "Save the gradients after backward() and before zero_grad().",
         )
-    if all(_resembles(tensor, parameters[name]) for name, tensor in tensors.items()):
+    if _resemble(tensors, parameters):
         raise InputError(
-            expected="gradients",
+            expected="gradients, or the difference of weights",
             found="numbers that equal the model's own weights, or nearly so",
-            todo="This is a state_dict. Save parameter.grad instead of the parameters.",
+            todo="This is a state_dict. Save parameter.grad instead of the parameters, or name it "
+            "with --after if it holds the weights after training.",
         )
 
 
-def _resembles(tensor: Tensor, parameter: Tensor) -> bool:
+def _refuse_difference(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    if is_difference(tensors, parameters):  # read as a gradient, every sign would be wrong
+        raise InputError(
+            expected="a gradient, because nothing says that it is an update",
+            found="numbers that lead from the model's weights to other float32 weights exactly, "
+            "as a difference of weights does",
+            todo="Say --kind update if it is weights after training minus weights before, or "
+            "--kind gradient if it is a gradient all the same.",
+        )
+
+
+def _resemble(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> bool:
     """Within a tenth of the weights: no gradient is, weights after some training are."""
-    weights = parameter.detach().to("cpu", torch.float32)
-    distance = torch.linalg.vector_norm(tensor.to("cpu", torch.float32) - weights)
-    return bool(distance <= 0.1 * torch.linalg.vector_norm(weights))
+    apart = size = 0.0
+    for name, tensor in tensors.items():
+        weights = parameters[name].detach().to("cpu", torch.float32)
+        apart += float((tensor.to("cpu", torch.float32) - weights).square().sum())
+        size += float(weights.square().sum())
+    return apart <= 0.1**2 * size
 
 
 def _other_model(found: str, hint: str) -> InputError:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from auditor.errors import InputError
 from auditor.inputs.wording import quoted
-from auditor.records import Metadata, Mode, Reduction
+from auditor.records import Kind, Metadata, Mode, Reduction
 
 KEY = "gradaudit"
 _TEXT_LIMIT = 100_000
@@ -57,6 +57,13 @@ def metadata_from(fields: Mapping[str, object]) -> Metadata:
         mean=mean,
         std=std,
         versions=_optional(fields, "versions", _versions) or {},
+        kind=_optional(fields, "kind", _kind),
+        lr=_optional(fields, "lr", _rate),
+        local_steps=_optional(fields, "local_steps", _count),
+        local_batch=_optional(fields, "local_batch", _count),
+        local_epochs=_optional(fields, "local_epochs", _count),
+        momentum=_optional(fields, "momentum", _fraction),
+        weight_decay=_optional(fields, "weight_decay", _fraction),
     )
 
 
@@ -129,6 +136,20 @@ def _mode(name: str, value: object) -> Mode:
     if value == "train":
         return "train"
     raise _wrong(name, "'eval' or 'train'", value)
+
+
+def _kind(name: str, value: object) -> Kind:
+    if value == "gradient":
+        return "gradient"
+    if value == "update":
+        return "update"
+    raise _wrong(name, "'gradient' or 'update'", value)
+
+
+def _rate(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _LARGEST:
+        raise _wrong(name, "a number above 0", value)
+    return float(value)
 
 
 def _versions(name: str, value: object) -> dict[str, str]:

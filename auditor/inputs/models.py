@@ -81,6 +81,18 @@ def load_model(path: Path, *, arch: str | None = None, trust_model: bool = False
     return LoadedModel(module=module, file=file_ref(path, content.form), notes=kept)
 
 
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights and buffers in a file, by name, as a state_dict or a whole model holds them.
+
+    Raises InputError and UnsafeFileError as `load_model` does.
+    """
+    content = _content(path, kind_of(path), trust_model=False)
+    if isinstance(content.found, nn.Module):
+        return dict(content.found.state_dict())
+    _require_dense(content.found)
+    return content.found
+
+
 def _content(path: Path, kind: Kind, *, trust_model: bool) -> _Content:
     if kind in _REFUSED:
         raise InputError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 _PIECE = 1 << 18  # elements looked at together, so that no large copy is made
+_SMALL = 1 / 16  # of its weight: a change that says on which grid the sum lies
+_MOST, _ENOUGH = 0.99, 100
+_COUNTS = 1e-2  # of the update's norm: a tensor whose own rounding matters
 _COARSEST_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -19,6 +22,59 @@ def coarsest_spacing(tensors: Iterable[Tensor]) -> float:
         if len(left) == 1:
             break
     return torch.finfo(left[0]).eps
+
+
+def update_spacing(update: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:
+    """The relative errors of an update, by name, of the weights `before`.
+
+    Weights that were rounded and then subtracted leave eps |weight| in every change, however small
+    that is. It shows: weight plus change is a number of the weights' own type.
+    """
+    own = coarsest_spacing(update.values())
+    names = [name for name, change in update.items() if bool(change.any())]
+    if not names or not _was_subtracted([(update[n], before[n].detach()) for n in names]):
+        return own
+    changes = torch.tensor([float(update[n].double().norm()) for n in names])
+    weights = torch.tensor([float(before[n].detach().double().norm()) for n in names])
+    counted = changes >= _COUNTS * changes.norm()
+    worst = max(float((weights / changes)[counted].max()), float(weights.norm() / changes.norm()))
+    return max(own, worst * torch.finfo(before[names[0]].dtype).eps)
+
+
+def is_difference(dump: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Whether weight plus entry is a float32 number nearly everywhere, as after a subtraction.
+
+    A gradient's own last digits lie below those of the weights: of its entries that are small
+    beside their weights, one in sixteen can fit by chance. Entries of 16 bits always fit and say
+    nothing.
+    """
+    if any(weights[name].dtype != torch.float32 for name in dump):
+        return False
+    told, fitting = _on_grid((_fine(part), weights[name].detach()) for name, part in dump.items())
+    return told >= _ENOUGH and fitting >= _MOST * told
+
+
+def _fine(tensor: Tensor) -> Tensor:
+    """The tensor with zeros for what 16 bits hold."""
+    coarse = [tensor.to(dtype).to(tensor.dtype) == tensor for dtype in _COARSEST_FIRST[:2]]
+    return tensor.masked_fill(coarse[0] | coarse[1], 0)
+
+
+def _was_subtracted(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    told, fitting = _on_grid(pairs)
+    return told == 0 or fitting >= _MOST * told
+
+
+def _on_grid(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+    """Changes that are small beside their weights, and how many lead to a number of their type."""
+    told = fitting = 0
+    for update, weights in pairs:
+        for change, weight in zip(_pieces(update), _pieces(weights.to(update.device)), strict=True):
+            after = weight.double() + change.double()
+            small = (change != 0) & (change.abs() < _SMALL * weight.abs())
+            told += int(small.sum())
+            fitting += int((after.to(weight.dtype).double() == after)[small].sum())
+    return told, fitting
 
 
 def not_finite(tensor: Tensor) -> bool:

@@ -139,7 +139,7 @@ DUMPS = [
         InputError,
         "a sparse tensor",
     ),
-    ("update", grads(lambda g: {"delta": g}), InputError, "not supported yet"),
+    ("update", grads(lambda g: {"delta": g}), InputError, "--kind update"),
     ("checkpoint", grads(lambda g: {"state_dict": g}), InputError, "checkpoint"),
     ("rounds", grads(lambda g: [g, g]), InputError, "2 rounds"),
     (

@@ -1,4 +1,4 @@
-"""What is known of the client's step: flags first, then the dump's metadata, then deduction.
+"""What is known of the client's training: flags first, then the dump's metadata, then deduction.
 
 Whatever is left is assumed, and listed as assumed.
 """
@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from auditor.errors import InputError, UsageError
-from auditor.records import Assumption, GradientDump, Knowledge, Mode, Origin, Reduction
+from auditor.facts.local import (
+    NOTHING_LOCAL,
+    LocalFlags,
+    check_local,
+    local_training,
+    samples_of,
+    with_batches,
+)
+from auditor.facts.merge import Merge, text_of, usage
+from auditor.records import GradientDump, Knowledge, Mode, Reduction
 
 _LARGEST_SIDE = 320
 _LARGEST_INPUT = 1 << 28  # numbers
@@ -32,6 +40,7 @@ class Flags:
     mode: Mode | None = None
     reduction: Reduction | None = None
     label_smoothing: float | None = None
+    local: LocalFlags = NOTHING_LOCAL
 
 
 def flags_from_text(
@@ -43,12 +52,13 @@ def flags_from_text(
     mode: str | None,
     reduction: str | None,
     label_smoothing: float | None,
+    local: LocalFlags = NOTHING_LOCAL,
 ) -> Flags:
     """Flags as they stand on a command line. Raises UsageError."""
     if mode not in {None, "eval", "train"}:
-        raise _usage("eval or train", repr(mode), "--mode")
+        raise usage("eval or train", repr(mode), "--mode")
     if reduction not in {None, "mean", "sum"}:
-        raise _usage("mean or sum", repr(reduction), "--reduction")
+        raise usage("mean or sum", repr(reduction), "--reduction")
     flags = Flags(
         input_shape=None if input_shape is None else _shape_from(input_shape),
         mean=None if mean is None else _numbers_from(mean, "--mean"),
@@ -57,6 +67,7 @@ def flags_from_text(
         mode=mode,  # type: ignore[arg-type]
         reduction=reduction,  # type: ignore[arg-type]
         label_smoothing=label_smoothing,
+        local=local,
     )
     _check_flags(flags)
     return flags
@@ -65,7 +76,7 @@ def flags_from_text(
 def _shape_from(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-        raise _usage("three sizes such as 3x32x32", repr(text), "--input-shape")
+        raise usage("three sizes such as 3x32x32", repr(text), "--input-shape")
     return tuple(int(part) for part in parts)
 
 
@@ -73,29 +84,7 @@ def _numbers_from(text: str, flag: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise _usage("numbers such as 0.485,0.456,0.406", repr(text), flag) from error
-
-
-@dataclass
-class _Merge:
-    """Takes one fact after the other and remembers where each came from."""
-
-    assumptions: list[Assumption] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-
-    def take(self, what: str, flag: Any, metadata: Any, default: Any) -> tuple[Any, Origin]:
-        if flag is not None and metadata is not None and flag != metadata:
-            self.overrides.append(f"{what} {_text(flag)} instead of {_text(metadata)}")
-        origin: Origin = "flag" if flag is not None else "metadata"
-        value = flag if flag is not None else metadata
-        if value is None:
-            value, origin = default, "assumed"
-        if value is not None:
-            self.note(what, value, origin)
-        return value, origin
-
-    def note(self, what: str, value: Any, origin: Origin) -> None:
-        self.assumptions.append(Assumption(what, _text(value), origin))
+        raise usage("numbers such as 0.485,0.456,0.406", repr(text), flag) from error
 
 
 def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
@@ -114,10 +103,15 @@ def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
             found=f"{meta.batch_size} in its metadata",
             todo="Dump a smaller batch.",
         )
-    merge = _Merge()
+    merge = Merge()
     shape = _input_shape(merge, flags, meta.input_shape, module)
     mean, std = _normalisation(merge, flags, dump, shape[0])
     batch_size, _ = merge.take("batch size", flags.batch_size, meta.batch_size, None)
+    local = local_training(merge, flags.local, dump, module)
+    guessed = batch_size is None and local is not None
+    if local is not None:
+        batch_size = batch_size or samples_of(merge, local)
+        local = with_batches(merge, local, batch_size)
     mode, _ = merge.take("mode", flags.mode, meta.mode, "eval")
     reduction, reduction_origin = merge.take("reduction", flags.reduction, meta.reduction, "mean")
     smoothing, _ = merge.take("label smoothing", flags.label_smoothing, meta.label_smoothing, 0.0)
@@ -130,30 +124,33 @@ def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
         batch_size=batch_size,
         mode=mode,
         reduction=reduction,
-        reduction_declared=reduction_origin != "assumed",
+        # A batch size that was guessed may be too large, and then counts would be.
+        reduction_declared=reduction_origin != "assumed" and not guessed,
         label_smoothing=smoothing,
         assumptions=tuple(merge.assumptions),
         overrides=tuple(merge.overrides),
+        local=local,
     )
 
 
 def _check_flags(flags: Flags) -> None:
+    check_local(flags.local)
     if flags.batch_size is not None and not 1 <= flags.batch_size <= _LARGEST_BATCH:
-        raise _usage(f"a batch size from 1 to {_LARGEST_BATCH}", flags.batch_size, "--batch-size")
+        raise usage(f"a batch size from 1 to {_LARGEST_BATCH}", flags.batch_size, "--batch-size")
     if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
-        raise _usage(
+        raise usage(
             "a label smoothing from 0 to below 1", flags.label_smoothing, "--label-smoothing"
         )
     if flags.std is not None and not (
         flags.std and all(math.isfinite(s) and s > 0 for s in flags.std)
     ):
-        raise _usage("positive standard deviations", _text(flags.std), "--std")
+        raise usage("positive standard deviations", text_of(flags.std), "--std")
     if flags.mean is not None and not (flags.mean and all(math.isfinite(m) for m in flags.mean)):
-        raise _usage("finite means", _text(flags.mean), "--mean")
+        raise usage("finite means", text_of(flags.mean), "--mean")
     if flags.input_shape is not None and not _is_picture(flags.input_shape):
-        raise _usage(
+        raise usage(
             f"three positive sizes such as 3x32x32, at most {_LARGEST_INPUT} numbers",
-            _text(flags.input_shape),
+            text_of(flags.input_shape),
             "--input-shape",
         )
 
@@ -162,12 +159,8 @@ def _is_picture(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 and min(shape) >= 1 and math.prod(shape) <= _LARGEST_INPUT
 
 
-def _usage(expected: str, found: object, flag: str) -> UsageError:
-    return UsageError(expected=expected, found=str(found), todo=f"Mend {flag}.")
-
-
 def _input_shape(
-    merge: _Merge, flags: Flags, metadata: tuple[int, ...] | None, module: nn.Module
+    merge: Merge, flags: Flags, metadata: tuple[int, ...] | None, module: nn.Module
 ) -> tuple[int, ...]:
     shape, _ = merge.take("input shape", flags.input_shape, metadata, None)
     if shape is None:
@@ -177,7 +170,7 @@ def _input_shape(
 
 
 def _normalisation(
-    merge: _Merge, flags: Flags, dump: GradientDump, channels: int
+    merge: Merge, flags: Flags, dump: GradientDump, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     said_mean = None if flags.mean is None else _spread(flags.mean, channels)
     said_std = None if flags.std is None else _spread(flags.std, channels)
@@ -226,7 +219,7 @@ def deduce_input_shape(module: nn.Module) -> tuple[int, ...]:
             raise UsageError(
                 expected="an input shape: it is neither in the dump nor on the command line, and "
                 "the layers leave it open",
-                found=f"that both {_text(fitting[0])} and {_text(fitting[1])} fit",
+                found=f"that both {text_of(fitting[0])} and {text_of(fitting[1])} fit",
                 todo="Say it, for example --input-shape 3x32x32.",
             )
     if not fitting:
@@ -254,10 +247,3 @@ def _takes(shadow: nn.Module, shape: tuple[int, ...]) -> bool:
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return False
     return isinstance(output, torch.Tensor) and output.ndim == 2
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        separator = "x" if all(isinstance(v, int) for v in value) else ", "
-        return separator.join(str(v) for v in value)
-    return str(value)
