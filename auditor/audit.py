@@ -16,17 +16,19 @@ from auditor import __version__
 from auditor.attacks import Attack, Milestone, Watch
 from auditor.checks import caveats_of, contradiction, scale_caveats
 from auditor.errors import UsageError
-from auditor.evidence import examine, is_verified
+from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
 from auditor.findings import findings_of, why_nothing, why_unfinished, worst_first
 from auditor.gate import judge
 from auditor.options import Options
+from auditor.planted.examination import model_findings
 from auditor.problem import make_problem
 from auditor.records import (
     SCHEMA_VERSION,
     Assumption,
     AttackReport,
     Audit,
+    Auxiliary,
     Caveat,
     Curve,
     DumpSummary,
@@ -52,6 +54,7 @@ Answer = Evidence | Skipped | Failed
 _TOLD = {
     "not implemented": "an operation of this model has no second derivative in torch",
     "allocate memory": "out of memory",
+    "cannot be simulated": "the update cannot be simulated: learning rate or steps are not known",
     "more than 1 value per channel": "batch norm in training mode needs more than one sample",
 }
 
@@ -64,6 +67,7 @@ class Case:
     dump: GradientDump
     knowledge: Knowledge
     truth: Truth | None = None
+    auxiliary: Auxiliary | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,13 @@ def run_audit(
     Raises InputError when model and knowledge do not fit, UsageError when the truth does not.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
-    problem = make_problem(case.model.module, case.dump, case.knowledge, device=options.device)
+    problem = make_problem(
+        case.model.module,
+        case.dump,
+        case.knowledge,
+        device=options.device,
+        auxiliary=case.auxiliary,
+    )
     _check_truth(case.truth, problem)
     deadline = None if options.budget is None else begun + options.budget
     watch = Watch(deadline=deadline, progress=progress)
@@ -100,7 +110,8 @@ def run_audit(
         _report(problem, attack, answers.get(attack.name), findings.get(attack.name, ()), options)
         for attack in options.attacks
     )
-    every = worst_first(finding for found in findings.values() for finding in found)
+    shown = [finding for found in findings.values() for finding in found]
+    every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
     caveats = _caveats(problem, case, every, evidence)
     verdict = draw_verdict(every, reports, caveats)
     audit = Audit(
@@ -120,6 +131,12 @@ def run_audit(
         provenance=_provenance(problem, options, started, time.monotonic() - begun),
     )
     return Result(audit, problem, evidence)
+
+
+def _each_sample_once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Several attacks may read the same single inputs: the worst finding of them stands for all."""
+    single = [finding for finding in findings if finding.code == "GA204"]
+    return tuple(finding for finding in findings if finding not in single[1:])
 
 
 def _check_truth(truth: Truth | None, problem: Problem) -> None:
@@ -151,7 +168,7 @@ def _run_attacks(
             if not _needless(problem, attack, answers, options):
                 share = _share(watch, last=place == len(chosen) - 1)
                 answers[attack.name] = _run_one(problem, attack, options, share)
-                problem = _with_single_sample(problem, answers[attack.name])
+                problem = _with_labels(problem, answers[attack.name])
     return problem, answers
 
 
@@ -194,13 +211,15 @@ def _needless(
     return verified or (attack.name == "images.dlg" and complete and "images.idlg" in answers)
 
 
-def _with_single_sample(problem: Problem, answer: Answer) -> Problem:
-    """When the batch size was unknown and the head's gradient fits one sample, it is one."""
+def _with_labels(problem: Problem, answer: Answer) -> Problem:
+    """What later attacks start from: the labels, and that there is one sample, if they say so."""
     known = problem.knowledge
-    if known.batch_size is not None or not isinstance(answer, Evidence):
+    claim = answer.recovery.labels if isinstance(answer, Evidence) else None
+    if claim is None:
         return problem
-    claim = answer.recovery.labels
-    if claim is None or not claim.complete:
+    if known.batch_size is not None:
+        return replace(problem, labels=claim)
+    if not claim.complete:
         return problem
     noted = (*known.assumptions, Assumption("batch size", "1", "deduced"))
     return replace(problem, knowledge=replace(known, batch_size=1, assumptions=noted))
@@ -281,10 +300,22 @@ def _caveats(
 def _exhibits(
     problem: Problem, case: Case, options: Options, evidence: tuple[Evidence, ...]
 ) -> tuple[Exhibit, ...]:
-    best = best_evidence(evidence)
-    if options.evidence != "embed" or best is None:
+    telling = most_telling(problem, evidence)
+    if options.evidence != "embed" or telling is None:
         return ()
-    return exhibits_of(problem, best, case.truth)
+    return exhibits_of(problem, telling, case.truth)
+
+
+def most_telling(problem: Problem, evidence: tuple[Evidence, ...]) -> Evidence | None:
+    """Whole pictures that explain the dump, else inputs that were read one by one, else the rest.
+
+    A search that failed leaves pictures too.
+    """
+    best = best_evidence(evidence)
+    if best is not None and is_equal(problem, best):
+        return best
+    read = [e for e in evidence if any(e.samples)]
+    return max(read, key=lambda e: sum(word is not None for word in e.samples), default=best)
 
 
 def best_evidence(evidence: tuple[Evidence, ...]) -> Evidence | None:

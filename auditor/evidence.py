@@ -22,6 +22,7 @@ from auditor.problem import (
     tolerance_of,
 )
 from auditor.records import Evidence, Failed, Problem, Recovery
+from auditor.samples.check import check_samples
 
 # Restarts agree when their pictures differ by less than this, in dB: 3 % of the pixel range.
 AGREE = 30.0
@@ -38,10 +39,13 @@ def examine(
     problem: Problem, recovery: Recovery, *, attack: str, seconds: float
 ) -> Evidence | Failed:
     """Re-derive every claimed row. `Failed` when there is nothing to re-derive."""
-    if recovery.inputs is None and recovery.labels is None and recovery.expired:
+    nothing = recovery.inputs is None and recovery.labels is None and recovery.samples is None
+    if nothing and recovery.expired:
         return Failed(attack, "the budget ended before every layer was read")
+    samples = check_samples(problem, recovery)
     if recovery.inputs is None:
-        return Evidence(attack, recovery, (), (), problem.precision, None, (), 0, {}, seconds)
+        floor = problem.precision
+        return Evidence(attack, recovery, (), (), floor, None, (), 0, {}, seconds, samples=samples)
     labels = recovery.input_labels
     if labels is None or len(recovery.inputs) == 0:
         return Failed(attack, "the budget ended before the first restart")
@@ -67,6 +71,7 @@ def examine(
         layers=layers[best],
         seconds=seconds,
         own_residual=max(_own_residual(problem, recovery, row) for row in rows),
+        samples=samples,
     )
 
 

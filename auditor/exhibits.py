@@ -36,9 +36,12 @@ def png_of(picture: Tensor) -> bytes:
 
 
 def exhibits_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tuple[Exhibit, ...]:
-    """One film strip a sample, from the start of the best restart to its end."""
+    """One film strip a sample, from the start of the best restart to its end.
+
+    Of samples that were read one by one, a strip of one picture each, of those that were shown.
+    """
     if evidence.best is None:
-        return ()
+        return _single_exhibits(problem, evidence, truth)
     course = evidence.recovery.courses[evidence.best]
     pictures = to_pixels(problem, course.snapshots)  # (S, N, C, H, W)
     final = best_pixels(problem, evidence)
@@ -56,6 +59,32 @@ def exhibits_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tu
         )
         for index in range(len(final))
     )
+
+
+def _single_exhibits(
+    problem: Problem, evidence: Evidence, truth: Truth | None
+) -> tuple[Exhibit, ...]:
+    pictures = shown_samples(problem, evidence)
+    near = [None if truth is None else _nearest(picture, truth.inputs) for picture in pictures]
+    words = [word for word in evidence.samples if word is not None]
+    return tuple(
+        Exhibit(index, "not read", word, (_encoded(picture),), (0,), true)
+        for index, (picture, word, true) in enumerate(zip(pictures, words, near, strict=True))
+    )
+
+
+def shown_samples(problem: Problem, evidence: Evidence) -> Tensor:
+    """Samples that were read one by one and stood the check, pixels 0..1 (M, C, H, W), CPU."""
+    samples = evidence.recovery.samples
+    if samples is None:
+        return torch.zeros(0, *problem.knowledge.input_shape)
+    shown = [place for place, word in enumerate(evidence.samples) if word is not None]
+    return to_pixels(problem, samples[shown]).float().cpu()
+
+
+def _nearest(picture: Tensor, true: Tensor) -> str:
+    apart = (true - picture).square().flatten(1).sum(1)
+    return _encoded(true[int(apart.argmin())])
 
 
 def _encoded(picture: Tensor) -> str:

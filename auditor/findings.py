@@ -27,6 +27,7 @@ from auditor.records import (
     Truth,
 )
 from auditor.rules import rule
+from auditor.samples.findings import sample_finding, why_more, why_no_sample
 from auditor.severity import input_severity, label_severity
 
 _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
@@ -47,7 +48,9 @@ def findings_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tu
         found += _label_findings(problem, evidence, evidence.recovery.labels, truth)
     if evidence.best is not None:
         found += _input_findings(problem, evidence, truth)
-    return worst_first(found)
+    if any(evidence.samples):
+        found.append(sample_finding(problem, evidence, truth))
+    return worst_first(f for f in found if f.severity.score > 0)
 
 
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -59,6 +62,8 @@ def why_nothing(problem: Problem, evidence: Evidence) -> str:
     """Why an attack that ended shows nothing, in one sentence."""
     if evidence.recovery.links and not is_equal(problem, evidence):
         return _hidden(evidence) + "; an attack that failed proves nothing"
+    if evidence.best is None and evidence.recovery.labels is None:
+        return f"{why_no_sample(evidence)}; an attack that failed proves nothing"
     if evidence.best is None:
         claim = evidence.recovery.labels
         if claim is not None and not claim.statements:
@@ -71,6 +76,8 @@ def why_nothing(problem: Problem, evidence: Evidence) -> str:
 
 def why_unfinished(problem: Problem, evidence: Evidence) -> str:
     """Why a leak that was shown may be larger than shown; empty when it cannot be."""
+    if evidence.best is None and any(evidence.samples):
+        return why_more(problem, evidence)
     if evidence.best is None or is_verified(problem, evidence):
         return ""
     return _unfinished(problem, evidence)
@@ -103,6 +110,11 @@ def _hidden(evidence: Evidence) -> str:
         return (
             f"the layer {last.layer!r} hides its input: its equations leave about "
             f"{last.undetermined} of {last.unknowns} numbers open"
+        )
+    if not last.undetermined and last.gap > last.residual and last.status == "reached the goal":
+        return (
+            f"the layer {last.layer!r} amplifies rounding errors: two readings of the dump end "
+            f"{last.gap:.1e} of their size apart"
         )
     if last.undetermined:
         return f"the layer {last.layer!r} was not solved to the end ({last.status})"
@@ -147,11 +159,35 @@ def _label_findings(
         )
     if claim.estimate is not None and claim.statements:
         severity = label_severity(proved_share=0.0, complete=False, estimated=True)
-        text = (
-            f"A best multiset of {size} labels was derived; what goes beyond the proved part "
-            "is an estimate, and its error rate on this model is not known."
+        text = f"A best multiset of {size} labels was derived; {_error_rate(claim)}"
+        more = [*measures, *_expectations(claim)]
+        found.append(_finding("GA103", severity, "estimated", text, evidence, more, ()))
+    return found
+
+
+def _error_rate(claim: LabelClaim) -> str:
+    """How far the estimate can be trusted, in words."""
+    if claim.probabilities is None:
+        return (
+            "what goes beyond the proved part is an estimate, uncalibrated: its error rate on this "
+            "model is not known."
         )
-        found.append(_finding("GA103", severity, "estimated", text, evidence, measures, ()))
+    return (
+        f"what goes beyond the proved part is an estimate, {claim.calibration}: how often such "
+        "labels are right was counted on simulated clients of this model."
+    )
+
+
+def _expectations(claim: LabelClaim) -> list[Measure]:
+    """The share of the estimate that should be right, and what the dump leaves open."""
+    assert claim.estimate is not None
+    found = []
+    if claim.probabilities is not None:
+        expected = float(claim.probabilities.mean())
+        found.append(Measure("expected label accuracy", expected, ""))
+    if claim.undetermined is not None:
+        open_ = float(claim.undetermined.sum())
+        found.append(Measure("labels undetermined", open_, f"of {len(claim.estimate)}"))
     return found
 
 
@@ -217,7 +253,7 @@ def _measured_finding(evidence: Evidence, measured: _Measured) -> Finding:
         text,
         evidence,
         measured.measures(),
-        ("the truth file is what the client had",),
+        ("the truth file is what the client had", *evidence.recovery.assumed),
     )
 
 
@@ -243,6 +279,7 @@ def _claimed_finding(
     premises = ["model, loss and batch size are as listed under assumptions"]
     if certainty == "proved":
         premises.append("the gradient is that of one sample (its rank was tested)")
+    premises += evidence.recovery.assumed
     return _finding(
         "GA201" if verified else "GA202",
         severity,

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from auditor.audit import Result, best_evidence
+from auditor.audit import Result, most_telling
 from auditor.evidence import best_pixels
-from auditor.exhibits import certainty_of, png_of
-from auditor.records import Evidence
+from auditor.exhibits import certainty_of, png_of, shown_samples
+from auditor.records import Evidence, Problem
 from auditor.report.audit_json import to_json
 from auditor.report.directory import OURS, check_target
 from auditor.report.html import to_html
@@ -79,11 +79,18 @@ def _write_evidence(result: Result, folder: Path) -> None:
     if labels is not None:
         tensors["labels"] = labels
     if pictures is not None:
-        tensors["inputs"] = best_pixels(result.problem, pictures)
-        told["certainty"] = certainty_of(result.problem, pictures)
+        tensors["inputs"], told["certainty"] = _inputs(result.problem, pictures)
         for index, picture in enumerate(tensors["inputs"]):
             _private(folder / f"sample-{index:03d}.png", png_of(picture))
     _private(folder / "evidence.safetensors", save(tensors, metadata=told))
+
+
+def _inputs(problem: Problem, evidence: Evidence) -> tuple[Tensor, str]:
+    """Pictures (M, C, H, W), pixels 0..1, and how certain they are."""
+    if evidence.best is not None:
+        return best_pixels(problem, evidence), certainty_of(problem, evidence)
+    words = [word for word in evidence.samples if word is not None]
+    return shown_samples(problem, evidence), ", ".join(words)
 
 
 def _private(path: Path, content: bytes) -> None:
@@ -94,7 +101,11 @@ def _private(path: Path, content: bytes) -> None:
 
 def _leaked_pictures(result: Result) -> Evidence | None:
     leaked = {report.name for report in result.audit.attacks if report.outcome == "leak"}
-    return best_evidence(tuple(e for e in result.evidence if e.attack in leaked))
+    shown = tuple(e for e in result.evidence if e.attack in leaked)
+    telling = most_telling(result.problem, shown)
+    if telling is None or (telling.best is None and not any(telling.samples)):
+        return None
+    return telling
 
 
 def _labels(result: Result) -> Tensor | None:

@@ -82,6 +82,16 @@ RULES: tuple[Rule, ...] = (
         _RECONSTRUCTION,
     ),
     Rule(
+        "GA204",
+        "Inputs of the batch were read off one by one",
+        "Each lies in the space of the rows of a linear layer's gradient; verified are those that "
+        "cannot be mixtures: rows are their multiples by factors that the model derives from "
+        "them, or all their pixels are multiples of 1/255.",
+        "Whoever sees this gradient sees these inputs; the size of the batch did not hide them.",
+        "Do not send the gradient of the first linear layer in the clear. " + _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
         "GA301",
         "The head's gradients do not sum to zero over the classes",
         "For softmax cross-entropy these sums vanish for any batch. They do not here, beyond "
@@ -138,6 +148,58 @@ RULES: tuple[Rule, ...] = (
         "The lower bounds add up to more samples than the batch holds.",
         "The batch size or the reduction is not what was said; the counts were withdrawn.",
         "Check --batch-size and --reduction.",
+    ),
+    Rule(
+        "GA309",
+        "The dump was made in another mode than was said",
+        "The gradients of the layers before batch norms show whether the batch's own statistics "
+        "were used; here they contradict --mode or the dump's metadata.",
+        "Attacks and checks differentiate the model in the wrong mode: what they fail to rebuild "
+        "means nothing.",
+        "Drop --mode: the dump tells it.",
+    ),
+    Rule(
+        "GA401",
+        "The model holds an imprint layer",
+        "Rows of a linear layer are parallel and differ in their biases alone, so each input of a "
+        "batch falls into a bin. Initialisation and training do not make that (Fowl et al. 2021).",
+        "The gradients of neighbouring rows differ by the inputs in one bin: with more bins than "
+        "samples, most inputs of a batch can be read off, whatever its size.",
+        "Do not train this model. Compare it with the architecture that was agreed on, and ask its "
+        "sender what the layer is for.",
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA402",
+        "The model holds trap weights",
+        "In far more rows of a linear layer than chance makes, exactly half of the weights are "
+        "negative and the other half is smaller (Boenisch et al. 2021).",
+        "Such a row fires for few inputs; where it fires for one of the batch, its gradient is "
+        "that input.",
+        "Do not train this model. Train from an initialisation that you drew yourself, or ask its "
+        "sender how the weights were made.",
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA403",
+        "The classifier singles out one class",
+        "The weights of all other classes are next to nothing, or a bias keeps one class out of "
+        "reach of all others (class fishing, Wen et al. 2022).",
+        "The gradient of a large batch then is that of its few samples of one class, and averaging "
+        "protects them no longer.",
+        "Do not train this model. Draw a fresh classifier, or ask its sender how the weights were "
+        "made.",
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA404",
+        "Convolutions pass the input on unchanged",
+        "From the input to a linear layer, a kernel of each convolution consists of one weight for "
+        "each input channel (Boenisch et al. 2021).",
+        "The linear layer sees the pixels, so whatever is read from its gradient is the picture. "
+        "Initialisation as an identity (Dirac) does the same without intent.",
+        "Ask the model's sender how its kernels were made, or draw them yourself.",
+        _RECONSTRUCTION,
     ),
 )
 

@@ -13,6 +13,11 @@ _CERTAINTY = {
     "estimated": "an estimate",
 }
 
+# Inputs that were read one by one are checked otherwise.
+_ONE_BY_ONE = {
+    "verified": "each verified by itself against the rows of the gradient it was read from",
+}
+
 
 def draw_verdict(
     findings: tuple[Finding, ...], attacks: tuple[AttackReport, ...], caveats: tuple[Caveat, ...]
@@ -33,7 +38,8 @@ def draw_verdict(
         )
     if findings:
         worst = findings[0]
-        sentence = f"{worst.title} ({_CERTAINTY[worst.certainty]})."
+        words = _CERTAINTY | (_ONE_BY_ONE if worst.code == "GA204" else {})
+        sentence = f"{worst.title} ({words[worst.certainty]})."
         return Verdict("leak", _severity(findings), sentence, tuple(unseen))
     if unseen or not any(attack.outcome in {"leak", "nothing shown"} for attack in attacks):
         return Verdict(

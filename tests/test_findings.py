@@ -104,6 +104,26 @@ def test_label_accuracy_is_measured_with_truth_and_changes_nothing_else():
     assert "label accuracy (measured)" not in measures(without[0])
 
 
+def test_an_estimate_says_whether_it_is_calibrated():
+    evidence = label_evidence([1, 1, 0, 0], estimate=[0, 1, 1, 2])
+    plain = findings_of(problem_for(4), evidence, None)
+    guess = next(f for f in plain if f.code == "GA103")
+    assert "uncalibrated" in guess.summary
+    assert "expected label accuracy" not in measures(guess)
+    claim = replace(
+        evidence.recovery.labels,
+        probabilities=torch.tensor([1.0, 1.0, 0.75, 0.25]).double(),
+        undetermined=torch.tensor([False, False, False, True]),
+        calibration="self-simulated on 500 auxiliary images",
+    )
+    known = replace(evidence, recovery=Recovery(labels=claim))
+    guess = next(f for f in findings_of(problem_for(4), known, None) if f.code == "GA103")
+    assert "self-simulated on 500 auxiliary images" in guess.summary
+    assert "uncalibrated" not in guess.summary
+    assert measures(guess)["expected label accuracy"] == 0.75
+    assert measures(guess)["labels undetermined"] == 1
+
+
 def test_more_true_samples_than_labels_is_no_crash():
     """A single sample was deduced; the truth holds more."""
     evidence = label_evidence([0, 1, 0, 0], estimate=[1], complete=True, statements=("T3",))

@@ -36,7 +36,19 @@ def test_presets_look_harder_and_harder():
     assert not standard.everything
 
 
-EVERY = {"labels.head", "images.layers", "images.lm", "images.idlg", "images.dlg"}
+EVERY = {
+    "labels.head",
+    "images.layers",
+    "images.first_layer",
+    "images.spear",
+    "images.linear_rows",
+    "images.imprint",
+    "images.attention",
+    "images.lm",
+    "images.idlg",
+    "images.dlg",
+    "images.priors",
+}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`audit.json`: an `Audit` as text and back. The type hints of `records.py` are the one source.
+"""`audit.json`: an `Audit` as text and back. The type hints of `records` are the one source.
 
 A number that is not finite has no spelling in JSON. The fields in `_LOOSE` may hold one: it is
 written as null and read back as NaN, so the sign of an infinity is lost. Anywhere else such a
