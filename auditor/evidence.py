@@ -41,7 +41,7 @@ def examine(
     """Re-derive every claimed row. `Failed` when there is nothing to re-derive."""
     nothing = recovery.inputs is None and recovery.labels is None and recovery.samples is None
     if nothing and recovery.expired:
-        return Failed(attack, "the budget ended before every layer was read")
+        return Failed(attack, where_it_ended(recovery))
     samples = check_samples(problem, recovery)
     if recovery.inputs is None:
         floor = problem.precision
@@ -73,6 +73,14 @@ def examine(
         own_residual=max(_own_residual(problem, recovery, row) for row in rows),
         samples=samples,
     )
+
+
+def where_it_ended(recovery: Recovery) -> str:
+    """How far an attack came whose time was over, in words."""
+    if not recovery.links:
+        return "the budget ended before anything was read"
+    last = next((link for link in recovery.links if not link.solved), recovery.links[-1])
+    return f"the budget ended before every layer was read; it came as far as {last.layer!r}"
 
 
 def is_equal(problem: Problem, evidence: Evidence) -> bool:

@@ -13,7 +13,14 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from auditor.evidence import CONSISTENT, best_pixels, is_equal, is_proved, is_verified
+from auditor.evidence import (
+    CONSISTENT,
+    best_pixels,
+    is_equal,
+    is_proved,
+    is_verified,
+    where_it_ended,
+)
 from auditor.metrics import label_accuracy, match_batch, mse, psnr, ssim
 from auditor.problem import tolerance_of
 from auditor.records import (
@@ -103,7 +110,7 @@ def _hidden(evidence: Evidence) -> str:
     """What keeps a reading layer by layer from being certain."""
     last = next((link for link in evidence.recovery.links if not link.solved), None)
     if evidence.recovery.expired:
-        return "the budget ended before every layer was read"
+        return where_it_ended(evidence.recovery)
     if last is None:
         return "every layer was read, but the two readings of the dump differ"
     if last.undetermined and last.status == "reached the goal":

@@ -16,6 +16,7 @@ from auditor.evidence import (
     is_equal,
     is_proved,
     is_verified,
+    where_it_ended,
 )
 from auditor.problem import gradient_of, relative_residual, residuals_of, tolerance_of
 from auditor.records import Course, Evidence, Failed, LabelClaim, LinkReport, Recovery
@@ -444,3 +445,19 @@ def test_a_prior_confirms_nothing():
     evidence = examine(had.problem(), found, attack="images.lm", seconds=0.0)
     assert (evidence.agreement, evidence.agreeing) == ((), 1)
     assert not is_verified(had.problem(), evidence)
+
+
+def link(layer, *, solved):
+    return LinkReport(layer, 4, 9, 0, 1e-8, 1e-9, 2.0, 5, "ran out of steps", False, solved)
+
+
+def test_an_attack_whose_time_was_over_says_how_far_it_came():
+    problem = lenet_client().problem()
+    head, body = link("5.weight", solved=True), link("2.weight", solved=False)
+    for links, place in (((head, body), "2.weight"), ((head,), "5.weight")):
+        recovery = Recovery(expired=True, links=links)
+        assert repr(place) in where_it_ended(recovery)
+        found = examine(problem, recovery, attack="images.layers", seconds=1.0)
+        assert isinstance(found, Failed)
+        assert found.reason == where_it_ended(recovery)
+    assert "before anything was read" in where_it_ended(Recovery(expired=True))

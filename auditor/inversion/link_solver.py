@@ -104,7 +104,7 @@ class LinkSolver:
         sent = self._sent(gradient)
         found = self._solved(self._system(undone, sent))
         for number in range(_ROUNDS * self._doubtful()):
-            if self._holds() or self.settings.expired():
+            if self.gap() > _NOISE or self._holds() or self.settings.expired():
                 break
             again, found = self._read_again(undone, sent, found, silent=2**number)
             if again is None:

@@ -146,6 +146,16 @@ def test_nearby_pre_activations_decide_doubtful_patterns_only():
     assert undone.known.tolist() == [[True, False, True, True]]
 
 
+def test_nearby_pre_activations_decide_the_side_of_leaky_relu_near_zero_only():
+    node = node_of(nn.LeakyReLU(0.1))
+    values = torch.tensor([[1e-4, -1e-4, 1e-4, -1e-4, 0.5, -0.5]], dtype=torch.float64)
+    near = torch.tensor([[-0.2, 0.2, 0.2, -0.2, -0.2, 0.2]], dtype=torch.float64)
+    undone = undo(node, values, margin=torch.full((1, 1), 1e-3).double(), near=near)
+    assert undone.slope.tolist() == [[0.1, 1.0, 1.0, 0.1, 1.0, 0.1]]
+    assert float((redo(node, undone.inputs) - values).abs().max()) <= 1.1e-4
+    assert bool(undone.known.all())
+
+
 def test_a_unit_is_in_doubt_until_another_way_is_clear():
     """By value off, on, clearly on, and by the other way: in, out, near the end, far off."""
     node = node_of(nn.ReLU())
