@@ -156,7 +156,7 @@ RULES: tuple[Rule, ...] = (
         "were used; here they contradict --mode or the dump's metadata.",
         "Attacks and checks differentiate the model in the wrong mode: what they fail to rebuild "
         "means nothing.",
-        "Drop --mode: the dump tells it.",
+        "Say --mode as the gradient shows it. Frozen batch norms count as evaluation mode.",
     ),
     Rule(
         "GA401",
