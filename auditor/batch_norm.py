@@ -116,6 +116,19 @@ def mode_of(
     return said.pop() if len(said) == 1 else None
 
 
+def mode_of_buffers(module: nn.Module, after: Mapping[str, Tensor]) -> Mode | None:
+    """The mode of a client whose buffers came back: training mode moves running statistics.
+
+    None when no running statistics are among them.
+    """
+    before = dict(module.named_buffers())
+    kept = [name for name in after if name.endswith(("running_mean", "running_var"))]
+    pairs = [(after[name], before[name]) for name in kept if name in before]
+    if not pairs:
+        return None
+    return "eval" if all(bool((a.to(b) == b).all()) for a, b in pairs) else "train"
+
+
 def _by_bias(weight: Tensor, bias: Tensor, precision: float) -> Mode | None:
     share = float(bias.norm() / weight.norm())
     if share <= max(_ZERO, _DIGITS * precision):
@@ -180,9 +193,9 @@ def mode_caveats(known: Knowledge, mode: Mode | None) -> tuple[Caveat, ...]:
     return (
         Caveat(
             "GA309",
-            f"Batch norm was in {names[mode]} mode when this gradient was made (the gradients of "
-            f"the layers before it show it), but the mode is said to be {known.mode}: an input "
-            "that was not recovered means nothing.",
+            f"Batch norm was in {names[mode]} mode when this dump was made (the gradients of the "
+            "layers before it show it, or the statistics that came back), but the mode is said to "
+            f"be {known.mode}: an input that was not recovered means nothing.",
             voids=True,
         ),
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
 
-from auditor.batch_norm import mode_of, with_deduced_mode
+from auditor.batch_norm import mode_of, mode_of_buffers, with_deduced_mode
 from auditor.errors import InputError
 from auditor.local_training import (
     LONGEST,
@@ -50,7 +50,9 @@ def make_problem(
     found = trace(module, knowledge.input_shape)
     named = dict(module.named_parameters())
     sent = _sent(named, dump, knowledge)
-    shown = mode_of(found.normalised, named, sent, precision=dump.precision)
+    shown = mode_of_buffers(module, dump.buffers) or mode_of(
+        found.normalised, named, sent, precision=dump.precision
+    )
     knowledge = with_deduced_mode(knowledge, shown)
     if knowledge.mode == "train":
         trained = trace(module, knowledge.input_shape, training=True)

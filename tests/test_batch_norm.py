@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from auditor.batch_norm import (
     mode_caveats,
     mode_of,
+    mode_of_buffers,
     normalised_layers,
     places_of,
     statistics_sent,
@@ -238,6 +239,17 @@ def test_buffers_hold_the_statistics_of_the_batch(make, momentum):
         axes = [axis for axis in range(given.ndim) if axis != 1]
         torch.testing.assert_close(found[name].mean, given.mean(axes))
         torch.testing.assert_close(found[name].variance, given.var(axes, unbiased=False))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_buffers_that_came_back_tell_the_mode(mode):
+    model = seeded(convolutional)
+    client = copy.deepcopy(model).train(mode == "train")
+    client(pictures(4))
+    assert mode_of_buffers(model, dict(client.named_buffers())) == mode
+    assert mode_of_buffers(model, {}) is None
+    counters = {n: b for n, b in client.named_buffers() if n.endswith("tracked")}
+    assert mode_of_buffers(model, counters) is None
 
 
 def test_buffers_that_did_not_come_or_say_nothing_are_left_out():
