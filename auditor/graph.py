@@ -7,7 +7,9 @@ hold the values of leaves only (parameters, buffers, constants), never of what w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +77,7 @@ def record(module: nn.Module, inputs: Tensor) -> tuple[Tensor, Recording]:
     """One forward pass without gradients: the output, and how it was made."""
     recorder = _Recorder(dict(module.named_parameters()))
     given = recorder.node_of(inputs)
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), _uncompiled(), recorder:
         output = module(inputs)
     made = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), inputs)
     return output, Recording(
@@ -87,6 +89,14 @@ def record(module: nn.Module, inputs: Tensor) -> tuple[Tensor, Recording]:
         recorder.writes_through_views,
         "_local_scalar_dense" in recorder.names,
     )
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """A model that was compiled runs as it was written, or the recorder would be compiled too."""
+    if "torch._dynamo" in sys.modules:
+        eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return eager
+    return nullcontext()
 
 
 def same_program(one: Recording, other: Recording) -> bool:
@@ -116,12 +126,12 @@ def replay(path: Iterable[Node], start: Node, value: Tensor) -> Tensor:
     known: dict[Node, Tensor] = {start: value}
     last = value
     for node in path:
-        last = known[node] = _again(node, known)
+        last = known[node] = again(node, known)
     return last
 
 
-def _again(node: Node, known: dict[Node, Tensor]) -> Tensor:
-    """Make one tensor again. Constants that it needs are added to `known`."""
+def again(node: Node, known: dict[Node, Tensor]) -> Tensor:
+    """The value of a node from those of its parents. Constants are added to `known`."""
     call = node.call
     assert call is not None, "a leaf has no maker"
 
@@ -143,7 +153,7 @@ def constant(node: Node) -> Tensor:
 
 def _constant(node: Node, known: dict[Node, Tensor]) -> Tensor:
     if node not in known:
-        known[node] = node.value if node.value is not None else _again(node, known)
+        known[node] = node.value if node.value is not None else again(node, known)
     return known[node]
 
 
@@ -165,6 +175,11 @@ class _Recorder(TorchDispatchMode):
                 value=tensor.detach(),
                 shape=tuple(tensor.shape),
             )
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch asks. Else it loads its compiler, for a second and 150 MB, to keep it out of us."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

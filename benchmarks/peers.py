@@ -33,13 +33,13 @@ from common import Sent, decibels, environment, pictures, problem_for, send
 from peers_figure import course_figure
 from torch import Tensor
 
-from auditor.attacks import ImagePriors, Watch
+from auditor.attacks import Deconvolution, ImagePriors, Watch
 from auditor.problem import to_pixels
 from auditor.records import Problem
 from auditor.zoo import CifarResNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OURS, THEIRS = "gradaudit, images.priors", "breaching 0.1.2, Inverting Gradients"
+OURS, THEIRS = "gradaudit, images.deconvolution", "breaching 0.1.2, Inverting Gradients"
 _WORKER = Path(__file__).with_name("peers_breaching.py")
 
 
@@ -76,12 +76,17 @@ def problem_of(sent: Sent) -> Problem:
 
 
 def ours(sent: Sent, seconds: float, seed: int) -> tuple[Tensor, float, int]:
-    """Pixels of the claim whose gradient points nearest to the dump: its first row."""
+    """Pixels of the first reading of images.deconvolution; where it finds no layer to read, of the
+    claim of images.priors whose gradient points nearest to the dump.
+    """
     problem = problem_of(sent)
     # The attack plans by the wall clock; here the processor's takes its place.
     with mock.patch.object(time, "monotonic", time.process_time):
         begun = time.process_time()
-        found = ImagePriors().run(problem, seed=seed, watch=Watch(deadline=begun + seconds))
+        watch = Watch(deadline=begun + seconds)
+        found = Deconvolution().run(problem, seed=seed, watch=watch)
+        if found.inputs is None:
+            found = ImagePriors().run(problem, seed=seed, watch=watch)
         spent = time.process_time() - begun
     assert found.inputs is not None
     return to_pixels(problem, found.inputs[0]), spent, found.evaluations

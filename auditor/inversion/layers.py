@@ -213,13 +213,14 @@ def _has_side_entries(
 def _anchor(layer: Layer, recording: Recording, sent: Collection[str]) -> Operator | None:
     if layer.kind != "linear" or len(layer.shape) != 1 or layer.node.shape[0] != 1:
         return None
-    found = _operator(layer.node, recording.uses)
+    found = operator_of(layer.node, recording.uses)
     if found.weight not in sent or recording.uses.get(found.bias or "", 1) != 1:
         return None
     return found
 
 
-def _operator(node: Node, uses: Mapping[str, int]) -> Operator:
+def operator_of(node: Node, uses: Mapping[str, int]) -> Operator:
+    """A convolution or linear operation with the parameters behind its arguments."""
     parents = node.parents
     if node.operation in {"addmm", "mm"}:
         matrix, bias = parents[-1], parents[0] if node.operation == "addmm" else None
@@ -312,13 +313,13 @@ def _cut(
         piece = piece[piece.index(operator) + 1 :]
         if operator is operators[-1] and activation is not None:
             break
-        links.append(Link(source, tuple(before), _operator(operator.node, uses), (), None))
+        links.append(Link(source, tuple(before), operator_of(operator.node, uses), (), None))
         source = operator.node
     if activation is None:
         return [*links, Link(source, tuple(_nodes(piece)), None, (), None)] if piece else links
     if not operators:
         return [Link(source, tuple(_nodes(piece)), None, (), activation)]
-    last = _operator(operators[-1].node, uses)
+    last = operator_of(operators[-1].node, uses)
     return [*links, Link(source, tuple(before), last, tuple(_nodes(piece)), activation)]
 
 

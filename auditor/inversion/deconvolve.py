@@ -1,0 +1,109 @@
+"""Which convolutions may be factorised, and what a factorisation says of the network around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from auditor.inversion.blind import Factors
+from auditor.inversion.features import (
+    Feature,
+    Features,
+    convolutions,
+    elementwise_above,
+    scale_above,
+)
+from auditor.inversion.layers import Layer, Operator, data_of
+from auditor.inversion.peel import Peeling
+
+_NEGATIVE = 1e-2  # of the largest value: a ReLU's output is nowhere below
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A convolution over a grid that keeps its size, between two activations."""
+
+    user: Feature  # whose pre-activation it goes into, number by number
+    source: Feature  # its input
+    operator: Operator
+    shift: str  # a parameter whose gradient is the sum of cotangents: its bias, or a batch norm's
+    after_norm: bool  # the shift is that of a batch norm after it
+
+    @property
+    def weight(self) -> str:
+        return str(self.operator.weight)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        height, width = self.operator.node.shape[2:]
+        return height, width
+
+
+def candidates_of(features: Features, gradient: Mapping[str, Tensor]) -> Iterator[Candidate]:
+    """Those nearest to the picture first: least is left to read below them."""
+    by_node = {feature.node: feature for feature in features.each}
+    for user in features.each:
+        if user.pre is None:
+            continue
+        for operator in convolutions(user, features.recording):
+            source = by_node.get(data_of(operator))
+            shift = _shift_of(user, operator, gradient)
+            fits = operator.weight in gradient and _keeps_grid(operator)
+            if source is None or source.pre is None or shift is None or not fits:
+                continue
+            if source.is_relu and elementwise_above(user, operator.node):
+                yield Candidate(user, source, operator, *shift)
+
+
+def _keeps_grid(operator: Operator) -> bool:
+    """Stride and dilation 1, one group, an odd kernel, zeros around, enough channels."""
+    call, sizes = operator.node.call, operator.matrix.shape
+    assert call is not None
+    stride, padding, dilation, turned, _, groups = call.args[3:9]
+    places = operator.node.shape[2] * operator.node.shape[3]
+    odd = sizes[2] == sizes[3] and sizes[2] % 2 == 1 and sizes[2] >= 3
+    plain = {*stride, *dilation} == {1} and set(padding) == {sizes[2] // 2}
+    return odd and plain and not turned and groups == 1 and max(sizes[:2]) >= places
+
+
+def _shift_of(
+    user: Feature, operator: Operator, gradient: Mapping[str, Tensor]
+) -> tuple[str, bool] | None:
+    if operator.bias in gradient:
+        return str(operator.bias), False
+    norm = _norm_after(user, operator)
+    names = [] if norm is None else [name for name in norm.parameters if name in gradient]
+    return (names[-1], True) if len(names) == 2 else None
+
+
+def _norm_after(user: Feature, operator: Operator) -> Layer | None:
+    """The batch norm that takes the convolution's output."""
+    for layer in user.way:
+        if layer.kind == "batch norm" and operator.node in layer.node.parents:
+            return layer
+    return None
+
+
+def begin(peeling: Peeling, candidate: Candidate, factors: Factors, *, limit: float) -> bool:
+    """Fix the common number, take input and cotangent for known, and hand the cotangent down.
+
+    The sum over places of the cotangent is the gradient of the shift: one number from as many
+    equations as there are channels. False where these miss by more than `limit`, relative, or the
+    input is not what a ReLU can give.
+    """
+    scale = scale_above(peeling.features, candidate.user, candidate.operator.node)
+    told = peeling.gradient[candidate.shift]
+    told = told * scale.flatten(2)[0, :, 0] if candidate.after_norm else told
+    sums = factors.cotangent.sum(1)
+    number = (sums @ told) / (sums @ sums)
+    apart = float((sums * number - told).norm() / told.norm().clamp_min(1e-300))
+    inputs = (factors.inputs / number).view(candidate.source.node.shape)
+    possible = float(-inputs.min()) <= _NEGATIVE * float(inputs.max())
+    if not apart <= limit or not possible or bool((scale == 0).any()):
+        return False
+    peeling.know(candidate.source, inputs)
+    cotangent = (factors.cotangent * number).view(candidate.operator.node.shape)
+    peeling.hand_from(candidate.user, cotangent / scale)
+    return True
