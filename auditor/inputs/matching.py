@@ -9,7 +9,10 @@ from auditor.errors import InputError
 from auditor.inputs.wording import joined, listed, quoted, shaped
 
 # DataParallel and DDP, Opacus, torch.compile, FSDP, Lightning, and what people write themselves
-PREFIXES = ("module.", "_module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "net.")
+PREFIXES = (
+    *("module.", "_module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "net."),
+    "base_model.",  # of peft
+)
 _INNER = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module)\.")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)")
 

@@ -25,11 +25,29 @@ from auditor.records import Truth
 
 _LIMIT = 1 << 30  # bytes; a client's batch is far below
 _NO_LABELS = (torch.bool, torch.uint64)
+_TEXT_BYTES = 16 << 20
 _SLACK = 1e-3  # rounding of a normalisation and its inverse
 _REMEDY = (
     "Save two tensors: numpy.savez(path, inputs=images, labels=labels), images (N, C, H, W) in "
     "uint8 0..255 or float 0..1."
 )
+
+
+def load_texts(path: Path) -> tuple[str, ...]:
+    """The texts in a UTF-8 file, one a line; empty lines are left out. Raises InputError."""
+    kind_of(path)
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= _TEXT_BYTES else ""
+    except UnicodeDecodeError:
+        text = ""
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
+    if not lines:
+        raise InputError(
+            expected="the client's texts, one a line, in UTF-8",
+            found=f"{quoted(path.name)}, which holds none, or far too many",
+            todo="Write each text of the batch on a line of its own.",
+        )
+    return lines
 
 
 def load_truth(path: Path) -> Truth:
