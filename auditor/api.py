@@ -9,13 +9,16 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from auditor.attacks import ATTACKS
 from auditor.audit import Case, Result, run_audit
-from auditor.errors import UsageError
+from auditor.errors import InputError, UsageError
 from auditor.facts import Flags, LocalFlags, settle
 from auditor.inputs.auxiliary import load_auxiliary
 from auditor.inputs.gradients import load_gradients, match_gradients
 from auditor.inputs.models import load_model
-from auditor.inputs.truth import load_truth
+from auditor.inputs.transformers_config import task_of
+from auditor.inputs.transformers_folder import is_folder, is_transformer, load_folder
+from auditor.inputs.truth import load_texts, load_truth
 from auditor.inputs.updates import load_update
 from auditor.options import make_options
 from auditor.records import (
@@ -24,11 +27,16 @@ from auditor.records import (
     FileRef,
     GradientDump,
     Kind,
+    LanguageModel,
     LoadedModel,
     Mode,
     Reduction,
     Truth,
 )
+from auditor.text.attacks import TEXT_ATTACKS
+from auditor.text.audit import TextCase, run_text_audit
+from auditor.text.settle import settle_text
+from auditor.text.simulate import truth_of
 
 Gradients = Mapping[str, Tensor | None] | Sequence[Tensor | None]
 
@@ -53,7 +61,8 @@ def scan(
     momentum: float | None = None,
     weight_decay: float | None = None,
     auxiliary: Auxiliary | str | os.PathLike[str] | None = None,
-    truth: Truth | None = None,
+    truth: Truth | Sequence[str] | None = None,
+    tokenizer: object | None = None,
     attacks: Sequence[str] | None = None,
     preset: str = "standard",
     budget: float | None = None,
@@ -65,15 +74,69 @@ def scan(
 
     `gradients` by name, or in the order of `model.named_parameters()`. With `kind` "update" they
     are weights after training minus weights before, and what follows `kind` describes the training.
+    A language model is a model of `transformers` with its `tokenizer`, or the folder of one; its
+    truth is the texts.
     The model is copied, never changed. The answer holds nothing that was recovered. Raises
     UsageError and InputError.
     """
     local = LocalFlags(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
     flags = Flags(input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
-    loaded = _model(model, arch)
-    case = case_of(loaded, gradients, flags, truth, auxiliary)
-    options = make_options(preset=preset, attacks=attacks, seed=seed, budget=budget, device=device)
-    return run_audit(case, options, fail_on=fail_on).audit
+    language = _language(model, tokenizer)
+    named = [attack.name for attack in (ATTACKS if language is None else TEXT_ATTACKS)]
+    options = make_options(
+        preset=preset, attacks=attacks, seed=seed, budget=budget, device=device, offered=named
+    )
+    known = truth if isinstance(truth, Truth) else None
+    if language is not None:
+        refuse_for_text(arch, auxiliary, known)
+        case = text_case_of(language, gradients, flags, _texts(truth))
+        return run_text_audit(case, options, fail_on=fail_on).audit
+    if truth is not None and known is None:
+        raise UsageError(
+            expected="a Truth, as auditor.load_truth gives it, for a model of pictures",
+            found=f"an object of type {type(truth).__name__!r}",
+            todo="Texts are the truth of a language model.",
+        )
+    pictures = case_of(_model(model, arch), gradients, flags, known, auxiliary)
+    return run_audit(pictures, options, fail_on=fail_on).audit
+
+
+def _texts(truth: Truth | Sequence[str] | None) -> tuple[str, ...] | None:
+    if truth is None or isinstance(truth, Truth):
+        return None
+    return (truth,) if isinstance(truth, str) else tuple(truth)
+
+
+def text_case_of(
+    language: LanguageModel,
+    gradients: Gradients | str | os.PathLike[str],
+    flags: Flags,
+    texts: Sequence[str] | None = None,
+) -> TextCase:
+    """As `case_of`, for a language model; `texts` are the truth. Raises UsageError, InputError."""
+    module = language.model.module
+    try:
+        dump = _dump_of(module, gradients, flags.local.kind)
+    except InputError as error:
+        if "lora_" not in error.found or any("lora_" in n for n, _ in module.named_parameters()):
+            raise
+        raise InputError(
+            expected="a dump of this model's parameters",
+            found="gradients of a LoRA adapter, which this model does not have",
+            todo="Put the adapter's files (adapter_config.json, adapter_model.safetensors) into "
+            "the folder of its base model.",
+        ) from error
+    truth = None if texts is None else truth_of(language, texts)
+    return TextCase(language, dump, settle_text(dump, language, flags), truth)
+
+
+def _dump_of(
+    module: nn.Module, gradients: Gradients | str | os.PathLike[str], kind: Kind | None
+) -> GradientDump:
+    if isinstance(gradients, str | os.PathLike):
+        return load_gradients(Path(gradients), module, kind=kind)
+    ref = _memory("gradients")
+    return match_gradients(gradients, module, file=ref, form="python object", kind=kind)
 
 
 def case_of(
@@ -84,12 +147,7 @@ def case_of(
     auxiliary: Auxiliary | str | os.PathLike[str] | None = None,
 ) -> Case:
     """Read and match the gradients and merge all that is known. Raises UsageError, InputError."""
-    kind = flags.local.kind
-    if isinstance(gradients, str | os.PathLike):
-        dump = load_gradients(Path(gradients), loaded.module, kind=kind)
-    else:
-        ref = _memory("gradients")
-        dump = match_gradients(gradients, loaded.module, file=ref, form="python object", kind=kind)
+    dump = _dump_of(loaded.module, gradients, flags.local.kind)
     return _case(loaded, dump, flags, truth, auxiliary)
 
 
@@ -104,7 +162,7 @@ def case_from_files(
     trust: bool = False,
     truth: Path | None = None,
     aux: Path | None = None,
-) -> Case:
+) -> Case | TextCase:
     """What `gradaudit scan` audits: `grads`, or what training made of the weights.
 
     `after` takes the place of `grads`; `before`, when given, has to hold the model's own weights.
@@ -122,6 +180,11 @@ def case_from_files(
             found="--kind gradient",
             todo="Leave --kind out.",
         )
+    if is_folder(model):
+        refuse_for_text(arch, trust, before, after, aux)
+        assert grads is not None
+        texts = None if truth is None else load_texts(truth)
+        return text_case_of(load_folder(model), grads, flags, texts)
     loaded = load_model(model, arch=arch, trust_model=trust)
     known = None if truth is None else load_truth(truth)
     if after is None:
@@ -145,6 +208,29 @@ def _case(
     return Case(loaded, dump, known, truth, auxiliary)
 
 
+def _language(
+    model: nn.Module | str | os.PathLike[str], tokenizer: object | None
+) -> LanguageModel | None:
+    """The language model that `model` is, or None when it is a model of pictures."""
+    if not isinstance(model, nn.Module):
+        return load_folder(Path(model)) if is_folder(Path(model)) else None
+    name = type(model).__name__
+    if not is_transformer(model):
+        return None
+    loaded = LoadedModel(model, _memory(name))
+    return LanguageModel(loaded, task_of(name, name), tokenizer)
+
+
+def refuse_for_text(*given: object) -> None:
+    """Raise UsageError for anything said about pictures, or about what is not audited of text."""
+    if any(each not in (None, False) for each in given):
+        raise UsageError(
+            expected="of a language model: a dump, its batch size and its mode",
+            found="an architecture, updates or pictures beside it",
+            todo="Leave them out; see docs/text.md.",
+        )
+
+
 def _model(model: nn.Module | str | os.PathLike[str], arch: str | None) -> LoadedModel:
     if isinstance(model, nn.Module):
         return LoadedModel(model, _memory(type(model).__name__))
@@ -155,4 +241,4 @@ def _memory(name: str) -> FileRef:
     return FileRef(name=name, format="in memory", bytes=0, sha256="")
 
 
-__all__ = ["Case", "Result", "case_from_files", "case_of", "scan"]
+__all__ = ["Case", "Result", "case_from_files", "case_of", "scan", "text_case_of"]

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="The model file.")]
+ModelFile = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="The model file, or the folder of a language model."),
+]
 Arch = Annotated[
     str | None,
     typer.Option(
@@ -83,7 +86,9 @@ Quiet = Annotated[
 BatchSize = Annotated[int | None, typer.Option(help="Samples behind the gradient or the update.")]
 TruthFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="What the client had (inputs, labels), to measure against."),
+    typer.Option(
+        metavar="FILE", help="What the client had, to measure against: inputs and labels, or texts."
+    ),
 ]
 GradsFile = Annotated[
     Path | None,
@@ -123,7 +128,11 @@ Pictures = Annotated[
 ]
 Labels = Annotated[
     list[int] | None,
-    typer.Option("--label", metavar="K", help="Its class, once for each --input."),
+    typer.Option("--label", metavar="K", help="Its class, once for each --input or --text."),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--text", metavar="TEXT", help="Of a language model: a text; several a batch."),
 ]
 DataFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Where a torchvision data set lies on disk.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from auditor import __version__
@@ -57,6 +58,8 @@ _TOLD = {
     "cannot be simulated": "the update cannot be simulated: learning rate or steps are not known",
     "more than 1 value per channel": "batch norm in training mode needs more than one sample",
 }
+
+_PACKAGES = ("torch", "torchvision", "transformers", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def run_audit(
         dump=_dump_summary(problem, case),
         evidence=options.evidence,
         exhibits=_exhibits(problem, case, options, evidence),
-        provenance=_provenance(problem, options, started, time.monotonic() - begun),
+        provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
     return Result(audit, problem, evidence)
 
@@ -166,13 +169,13 @@ def _run_attacks(
         chosen = [attack for attack in options.attacks if attack.name in options.selected]
         for place, attack in enumerate(chosen):
             if not _needless(problem, attack, answers, options):
-                share = _share(watch, last=place == len(chosen) - 1)
+                share = share_of(watch, last=place == len(chosen) - 1)
                 answers[attack.name] = _run_one(problem, attack, options, share)
                 problem = _with_labels(problem, answers[attack.name])
     return problem, answers
 
 
-def _share(watch: Watch, *, last: bool) -> Watch:
+def share_of(watch: Watch, *, last: bool) -> Watch:
     """Half of the time that is left, so that no attack starves those after it; the last has all."""
     if watch.deadline is None or last:
         return watch
@@ -192,11 +195,16 @@ def _run_one(problem: Problem, attack: Attack, options: Options, watch: Watch) -
     except (torch.OutOfMemoryError, MemoryError):
         return Failed(attack.name, "out of memory")
     except (RuntimeError, ValueError) as error:
-        reason = next((why for words, why in _TOLD.items() if words in str(error)), None)
+        reason = told_of(error)
         if reason is None:
             raise
         return Failed(attack.name, reason)
     return examine(problem, recovery, attack=attack.name, seconds=time.monotonic() - begun)
+
+
+def told_of(error: Exception) -> str | None:
+    """What an error of torch means for an attack, in words; None when it is a mistake of ours."""
+    return next((why for words, why in _TOLD.items() if words in str(error)), None)
 
 
 def _needless(
@@ -239,7 +247,7 @@ def _report(
         name=attack.name,
         title=attack.title,
         outcome="not selected",
-        reason=_why_not(attack, options),
+        reason=why_not(attack.name, options),
         settings=repr(attack),
         seconds=0.0,
         evaluations=0,
@@ -265,8 +273,9 @@ def _report(
     )
 
 
-def _why_not(attack: Attack, options: Options) -> str:
-    if attack.name not in options.selected:
+def why_not(name: str, options: Options) -> str:
+    """Why an attack of this name did not run although nothing kept it from looking."""
+    if name not in options.selected:
         return "not named in --attacks"
     return "the verdict could not get worse by it; name it in --attacks to run it all the same"
 
@@ -349,10 +358,11 @@ def _dump_summary(problem: Problem, case: Case) -> DumpSummary:
     )
 
 
-def _provenance(
-    problem: Problem, options: Options, started: datetime, seconds: float
+def provenance_of(
+    gradient: Mapping[str, Tensor], options: Options, started: datetime, seconds: float
 ) -> Provenance:
-    first = next(iter(problem.gradient.values()))
+    """What somebody else needs in order to repeat this run."""
+    first = next(iter(gradient.values()))
     return Provenance(
         version=__version__,
         started=started.isoformat(timespec="seconds"),
@@ -368,7 +378,7 @@ def _provenance(
 
 def _versions() -> dict[str, str]:
     found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
-    for package in ("torch", "torchvision", "numpy", "safetensors"):
+    for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

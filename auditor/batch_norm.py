@@ -4,8 +4,12 @@ In training mode a batch norm takes the mean over batch and places from what it 
 scale. Nothing then depends on the bias of the layer before it, whose gradient is zero, nor (but for
 the small constant under the root) on the scale of that layer's weights: each row of its gradient
 stands at a right angle to the row. In evaluation mode their product follows from the gradients of
-the batch norm's own weight and bias instead. Buffers that a client sends back hold the batch's own
-statistics.
+the batch norm's own weight and bias instead.
+
+What ReLU, leaky ReLU and pooling make of twice their input is twice as much, so by Euler's theorem
+values times gradients have the same sum before and after them: with one of these in between, the
+product holds for rows with their biases, while the bias's gradient alone is zero no more. Buffers
+that a client sends back hold the batch's own statistics.
 """
 
 from __future__ import annotations
@@ -21,6 +25,11 @@ from auditor.graph import HANDS_ON, Node, Recording, constant, parameter_behind
 from auditor.records import Assumption, Caveat, Knowledge, Mode, Normalised
 
 _OPERATORS = frozenset({"convolution", "_convolution", "addmm", "mm", "linear"})
+# Positively homogeneous, channel by channel.
+_HOMOGENEOUS = frozenset({
+    "relu", "relu_", "leaky_relu", "leaky_relu_", "max_pool2d_with_indices", "avg_pool2d",
+    "_adaptive_avg_pool2d",
+})  # fmt: skip
 # Of a bias's gradient, relative to the weight's. In trials 1e-6 in training mode, 0.4 in the other.
 _ZERO, _NOT_ZERO = 1e-4, 1e-2
 # Of the products of rows and their gradients, relative to what evaluation mode makes of them.
@@ -47,20 +56,23 @@ def normalised_layers(recording: Recording) -> tuple[Normalised, ...]:
     for node in nodes:
         if "batch_norm" not in node.operation or not node.parents:
             continue
-        before = node.parents[0]
-        while before.operation in HANDS_ON and before.parents and uses.count(before) == 1:
+        before, rectified = node.parents[0], False
+        while before.operation in HANDS_ON | _HOMOGENEOUS and uses.count(before) == 1:
+            rectified |= before.operation in _HOMOGENEOUS
             before = before.parents[0]
-        layer = _layer(node, before)
+        layer = _layer(node, before, rectified=rectified)
         if layer is not None and uses.count(before) == 1 and recording.uses[layer.weight] == 1:
             found.append(layer)
     return tuple(found)
 
 
-def _layer(norm: Node, before: Node) -> Normalised | None:
+def _layer(norm: Node, before: Node, *, rectified: bool) -> Normalised | None:
     """`norm` was called with (input, weight, bias, running mean, running variance, ..., eps)."""
     assert norm.call is not None
     gain, shift, mean, variance = norm.call.args[1:5]
     if before.operation not in _OPERATORS or mean is None or variance is None:
+        return None
+    if not _same_channels(before, norm.parents[0]):
         return None
     names = {parameter_behind(parent)[0]: len(parent.shape) for parent in before.parents}
     weight = next((name for name, axes in names.items() if name and axes > 1), None)
@@ -76,9 +88,16 @@ def _layer(norm: Node, before: Node) -> Normalised | None:
         bias,
         None if gain is None else gain.parameter,
         None if shift is None else shift.parameter,
-        running - (0.0 if own is None else constant(own).double()),
+        running - (0.0 if own is None or rectified else constant(own).double()),
         (deviation + norm.call.args[-1]).sqrt(),
+        rectified,
     )
+
+
+def _same_channels(before: Node, given: Node) -> bool:
+    """Whether the layer's rows make the channels that are normalised, one each."""
+    vectors = "conv" not in before.operation
+    return before.shape[:2] == given.shape[:2] and (not vectors or len(before.shape) == 2)
 
 
 def _nodes(output: Node) -> Iterator[Node]:
@@ -109,10 +128,15 @@ def mode_of(
         if sent is None or not float(sent.double().norm()) > 0:
             continue
         bias = None if layer.bias is None else gradient.get(layer.bias)
-        if bias is not None:
-            said.add(_by_bias(sent.double(), bias.double(), precision))
-        else:
-            said.add(_by_products(layer, named, gradient, precision))
+        if layer.rectified and layer.bias is not None and bias is None:
+            continue  # the products lack a part
+        by_products = _by_products(layer, named, gradient, precision)
+        if layer.rectified:  # it often says nothing: what ReLU lets through may hardly vary
+            said |= {by_products} - {None}
+        elif bias is None:
+            said.add(by_products)
+        else:  # a dropout in between leaves the products alone, but not the bias
+            said |= {_by_bias(sent.double(), bias.double(), precision)} | ({by_products} - {None})
     return said.pop() if len(said) == 1 else None
 
 
@@ -144,18 +168,17 @@ def _by_products(
 ) -> Mode | None:
     """Rows times their gradients, beside gain times (gain's gradient + mean / deviation shift's).
 
-    That is what they are in evaluation mode. In training mode they are eps / (variance + eps) of
-    gain times the gain's gradient.
+    That is what they are in evaluation mode, rows taken with their biases when these were sent. In
+    training mode they are eps / (variance + eps) of gain times the gain's gradient.
     """
-    rows = named[layer.weight].detach().double().flatten(1)
-    sent = gradient[layer.weight].double().to(rows.device).flatten(1)
+    rows, sent, mean = _rows(layer, named, gradient)
     products = (rows * sent).sum(1)
     if not {layer.gain, layer.shift} <= gradient.keys() or not {layer.gain} <= named.keys():
         return _by_angle(products, rows, sent)
     gain = named[str(layer.gain)].detach().double()
     by_gain = gain * gradient[str(layer.gain)].double().to(rows.device)
     by_shift = gain * gradient[str(layer.shift)].double().to(rows.device)
-    by_shift = by_shift * layer.mean / layer.deviation
+    by_shift = by_shift * mean / layer.deviation
     size = float(torch.stack([by_gain, by_shift]).norm())
     if not size > 0:
         return None
@@ -164,6 +187,20 @@ def _by_products(
     if apart <= max(_HOLDS, _DIGITS * precision) and share > _OFF:
         return "eval"
     return "train" if share <= _HOLDS * 3 and apart > _OFF else None
+
+
+def _rows(
+    layer: Normalised, named: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and gradients (C, E), the bias the last column if it was sent, and their mean (C,)."""
+    rows = named[layer.weight].detach().double().flatten(1)
+    sent = gradient[layer.weight].double().to(rows.device).flatten(1)
+    if layer.bias is None or layer.bias not in gradient:
+        return rows, sent, layer.mean
+    own = named[layer.bias].detach().double()
+    last = gradient[layer.bias].double().to(rows.device)
+    mean = layer.mean if layer.rectified else layer.mean + own
+    return torch.cat([rows, own[:, None]], 1), torch.cat([sent, last[:, None]], 1), mean
 
 
 def _by_angle(products: Tensor, rows: Tensor, sent: Tensor) -> Mode | None:

@@ -18,13 +18,15 @@ from auditor.errors import AuditError, InputError, UsageError
 from auditor.gate import ExitCode
 from auditor.rules import RULES, rule
 from auditor.session import (
+    Samples,
     audit_and_write,
     choices,
     facts_from,
+    is_language_model,
     local_from,
     precheck,
     put,
-    say,
+    simulated,
 )
 
 _EXITS = (
@@ -93,7 +95,8 @@ def scan(
 ) -> None:
     """Audit a model file and a gradient dump, or a client's update."""
     precheck(out, overwrite, fail_on)
-    options = choices(preset, attacks, seed, budget, device, evidence)
+    text = is_language_model(model)
+    options = choices(preset, attacks, seed, budget, device, evidence, text=text)
     local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
     flags = facts_from(input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
     from auditor.api import case_from_files
@@ -114,6 +117,7 @@ def simulate(
     data: arg.DataFolder = None,
     dataset: arg.DatasetName = None,
     index: arg.Indices = None,
+    text: arg.Texts = None,
     arch: arg.Arch = None,
     trust_model: arg.Trust = False,
     input_shape: arg.Shape = None,
@@ -143,20 +147,14 @@ def simulate(
 ) -> None:
     """Make the dump a client would have sent for your own inputs, then audit it with the truth."""
     precheck(out, overwrite, fail_on)
-    options = choices(preset, attacks, seed, budget, device, evidence)
+    told = is_language_model(model)
+    options = choices(preset, attacks, seed, budget, device, evidence, text=told)
     kind = None if lr is None and local_steps is None else "update"
     local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
     flags = facts_from(input_shape, mean, std, None, mode, reduction, label_smoothing, local)
-    from auditor.inputs.models import load_model
-    from auditor.simulate import read_samples, simulated_case
-
-    loaded = load_model(model, arch=arch, trust_model=trust_model)
-    truth, notes = read_samples(
-        loaded.module, flags, input_ or [], label or [], data, dataset, index or []
-    )
-    for note in notes:
-        say(note, quiet)
-    case = simulated_case(loaded, truth, flags, keep=save_dump)
+    samples = Samples(input_ or [], label or [], data, dataset, index or [], text or [])
+    ways: Any = {"arch": arch, "trust": trust_model, "keep": save_dump}
+    case = simulated(model, flags, samples, **ways, seed=seed, quiet=quiet)
     audit_and_write(
         case, options, out, overwrite=overwrite, fail_on=fail_on, waive=waive, quiet=quiet
     )
@@ -243,9 +241,11 @@ def render(
 def list_attacks() -> None:
     """List the attacks, in the order in which they run."""
     from auditor.attacks import ATTACKS
+    from auditor.text.attacks import TEXT_ATTACKS
 
-    for attack in ATTACKS:
-        put(f"{attack.name:<20}{attack.title}\n")
+    every = [(a.name, a.title) for a in ATTACKS] + [(a.name, a.title) for a in TEXT_ATTACKS]
+    for name, title in every:
+        put(f"{name:<22}{title}\n")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from auditor.records import (
     Evidence,
     Finding,
     LabelClaim,
+    LinkReport,
     Measure,
     Problem,
     Severity,
@@ -38,6 +39,7 @@ from auditor.samples.findings import sample_finding, why_more, why_no_sample
 from auditor.severity import input_severity, label_severity
 
 _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
+_FOUND = 1e-4  # relative residual at which a search has found something
 _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
 _PROVED = (
     "The picture was computed, not searched for: the equations of every layer determine its input, "
@@ -113,6 +115,10 @@ def _hidden(evidence: Evidence) -> str:
         return where_it_ended(evidence.recovery)
     if last is None:
         return "every layer was read, but the two readings of the dump differ"
+    return _why_unsolved(last)
+
+
+def _why_unsolved(last: LinkReport) -> str:
     if last.undetermined and last.status == "reached the goal":
         return (
             f"the layer {last.layer!r} hides its input: its equations leave about "
@@ -123,6 +129,11 @@ def _hidden(evidence: Evidence) -> str:
             f"the layer {last.layer!r} amplifies rounding errors: two readings of the dump end "
             f"{last.gap:.1e} of their size apart"
         )
+    if last.status == "searched":
+        ended = f"the search ended at a relative residual of {last.residual:.1e}"
+        if last.residual <= _FOUND:
+            ended = "no second search confirms what was found"
+        return f"the picture was searched for below the last layer that could be read, and {ended}"
     if last.undetermined:
         return f"the layer {last.layer!r} was not solved to the end ({last.status})"
     return (

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Literal
 
 from auditor.records import AttackReport, Caveat, Finding, GateResult, Verdict
-from auditor.severity import EVERY_LABEL, band_of, parse_threshold
+from auditor.severity import EVERY_LABEL, TOKEN_SET, band_of, parse_threshold
 
 
 class ExitCode(IntEnum):
@@ -69,7 +69,9 @@ def judge(
 
 def reach(attack: str) -> float:
     """The highest score that an attack of this name could have led to."""
-    return EVERY_LABEL if attack.startswith("labels.") else 10.0
+    if attack == "text.tokens":
+        return TOKEN_SET
+    return EVERY_LABEL if attack == "text.labels" or attack.startswith("labels.") else 10.0
 
 
 def _ungated(doubts: list[str], allow_inconclusive: bool) -> GateResult:

@@ -56,8 +56,12 @@ def make_options(
     device: str = "auto",
     evidence: EvidenceMode = "none",
     command: Sequence[str] = (),
+    offered: Sequence[str] | None = None,
 ) -> Options:
-    """Check the caller's choices. Raises UsageError."""
+    """Check the caller's choices. Raises UsageError.
+
+    `offered`: names of the attacks to choose from, those on pictures unless said.
+    """
     chosen = next((p for p in PRESETS if p.name == preset), None)
     if chosen is None:
         raise UsageError(
@@ -74,7 +78,7 @@ def make_options(
     return Options(
         preset=chosen,
         attacks=tuple(with_search(attack, chosen.search) for attack in ATTACKS),
-        selected=_selected(attacks),
+        selected=_selected(attacks, offered or [attack.name for attack in ATTACKS]),
         named=bool(attacks),
         seed=seed,
         budget=budget if budget is not None else chosen.budget,
@@ -84,9 +88,8 @@ def make_options(
     )
 
 
-def _selected(names: Sequence[str] | None) -> frozenset[str]:
+def _selected(names: Sequence[str] | None, every: Sequence[str]) -> frozenset[str]:
     """Attack names, or families such as `labels`."""
-    every = [attack.name for attack in ATTACKS]
     if not names:
         return frozenset(every)
     chosen: set[str] = set()

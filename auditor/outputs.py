@@ -18,9 +18,12 @@ from auditor.records import Evidence, Problem
 from auditor.report.audit_json import to_json
 from auditor.report.directory import OURS, check_target
 from auditor.report.html import to_html
+from auditor.report.words import printable
+from auditor.text.audit import TextResult
+from auditor.text.exhibits import text_evidence
 
 
-def write_audit(result: Result, out: Path, *, overwrite: bool = False) -> None:
+def write_audit(result: Result | TextResult, out: Path, *, overwrite: bool = False) -> None:
     """Write audit.json, report.html and, with separate evidence, evidence/ into `out`.
 
     Everything is made in a hidden directory and moved at the end, so that two audits are never
@@ -43,7 +46,7 @@ def write_audit(result: Result, out: Path, *, overwrite: bool = False) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _fill(folder: Path, result: Result) -> None:
+def _fill(folder: Path, result: Result | TextResult) -> None:
     for name, text in (
         ("audit.json", to_json(result.audit)),
         ("report.html", to_html(result.audit)),
@@ -52,7 +55,10 @@ def _fill(folder: Path, result: Result) -> None:
         if result.audit.evidence == "embed":
             (folder / name).chmod(0o600)
     if result.audit.evidence == "separate":
-        _write_evidence(result, folder / "evidence")
+        if isinstance(result, TextResult):
+            _write_text(result, folder / "evidence")
+        else:
+            _write_evidence(result, folder / "evidence")
 
 
 def _replace(out: Path, fresh: Path) -> None:
@@ -83,6 +89,18 @@ def _write_evidence(result: Result, folder: Path) -> None:
         for index, picture in enumerate(tensors["inputs"]):
             _private(folder / f"sample-{index:03d}.png", png_of(picture))
     _private(folder / "evidence.safetensors", save(tensors, metadata=told))
+
+
+def _write_text(result: TextResult, folder: Path) -> None:
+    """Recovered tokens and their text, readable by their owner only. Nothing, if nothing leaked."""
+    tensors, lines = text_evidence(result.problem, result.evidence)
+    if not tensors:
+        return
+    folder.mkdir(mode=0o700)
+    if lines:
+        text = "".join(f"{printable(line, limit=1 << 20)}\n" for line in lines)
+        _private(folder / "text.txt", text.encode())
+    _private(folder / "evidence.safetensors", save(tensors, metadata={"units": "token numbers"}))
 
 
 def _inputs(problem: Problem, evidence: Evidence) -> tuple[Tensor, str]:

@@ -32,6 +32,8 @@ from auditor.trace import trace
 
 # Matching is ill-conditioned: small networks are cheap enough to be matched in double precision.
 _DOUBLE_BELOW = 250_000
+_ON_GRID = 0.1  # grey levels
+_LEVELS = 20  # between black and white; by chance on the grid: 0.2^20 is 1e-14, 0.5^20 is 1e-6
 
 
 def make_problem(
@@ -289,6 +291,14 @@ def is_in_range(problem: Problem, inputs: Tensor) -> bool:
     mean, std = _affine(problem, inputs)
     pixels = inputs * std + mean
     return bool(((pixels > -0.01) & (pixels < 1.01)).all())
+
+
+def is_on_grid(pixels: Tensor) -> bool:
+    """Whether pixels 0..1 have many levels, and all are multiples of 1/255 to a tenth of one."""
+    levels = 255 * pixels.double()
+    whole = levels.round()
+    between = {level for level in whole.flatten().tolist() if 0 < level < 255}
+    return len(between) >= _LEVELS and bool(((levels - whole).abs() < _ON_GRID).all())
 
 
 def _affine(problem: Problem, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,43 @@ RULES: tuple[Rule, ...] = (
         _RECONSTRUCTION,
     ),
     Rule(
+        "GA501",
+        "The exact text was rebuilt from the gradient",
+        "The gradient of the rebuilt sequences of tokens, derived again, equals the dump in half "
+        "of its digits or more, in every tensor; with the most similar other token in one place "
+        "it does not.",
+        "Whoever sees this gradient reads what the client wrote: every name, number and word.",
+        _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA502",
+        "A text that explains the gradient was found",
+        "What the sequences make the first two blocks read lies in the space that the gradients of "
+        "these blocks span, or the gradient of the whole batch is close to the dump; nothing "
+        "rules out every other text.",
+        "It is likely, not certain, that the client's text can be read off.",
+        "Say the batch size if it is known, and run again with --preset deep. " + _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA503",
+        "The rebuilt text resembles the true one",
+        "Measured against the truth that the user supplied.",
+        "This is the leak itself, seen from the client's side.",
+        _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
+        "GA504",
+        "The words of the batch are in the gradient",
+        "The gradient of the embedding has a row for every token of the vocabulary; rows of tokens "
+        "that do not occur are zero. Which tokens occur can be read off, not their order.",
+        "Names, numbers and rare words say much about a client without any order.",
+        "Freeze the embedding or do not send its gradient. " + _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
         "GA301",
         "The head's gradients do not sum to zero over the classes",
         "For softmax cross-entropy these sums vanish for any batch. They do not here, beyond "

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,13 +18,27 @@ from rich.console import Console
 from auditor.errors import UsageError
 
 if TYPE_CHECKING:
-    from auditor.audit import Case
+    from auditor.attacks import Milestone
+    from auditor.audit import Case, Result
     from auditor.facts import Flags, LocalFlags
     from auditor.options import Options
+    from auditor.text.audit import TextCase, TextResult
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a simulated client has, as the command line says it."""
+
+    inputs: list[Path]
+    labels: list[int]
+    data: Path | None
+    dataset: str | None
+    index: list[int]
+    texts: list[str]
 
 
 def audit_and_write(
-    case: Case,
+    case: Case | TextCase,
     options: Options,
     out: Path,
     *,
@@ -34,7 +50,6 @@ def audit_and_write(
     """Run the audit, write its directory, tell people, print the report's path, exit."""
     import torch
 
-    from auditor.audit import run_audit
     from auditor.outputs import write_audit
     from auditor.report.console import print_audit
     from auditor.report.progress import ProgressLine
@@ -43,9 +58,7 @@ def audit_and_write(
         torch.set_num_threads(1)  # the products are too small to share, waiting costs more
     people = stderr_console()
     with ProgressLine(people, quiet=quiet) as progress:
-        result = run_audit(
-            case, options, fail_on=fail_on, allow_inconclusive=waive, progress=progress
-        )
+        result = _run(case, options, fail_on=fail_on, waive=waive, progress=progress)
     write_audit(result, out, overwrite=overwrite)
     if not quiet:
         print_audit(result.audit, people)
@@ -56,8 +69,33 @@ def audit_and_write(
     raise typer.Exit(result.audit.gate.exit_code)
 
 
-def _is_small(case: Case) -> bool:
-    return sum(p.numel() for p in case.model.module.parameters()) < 5_000_000
+def _run(
+    case: Case | TextCase,
+    options: Options,
+    *,
+    fail_on: str | None,
+    waive: bool,
+    progress: Callable[[Milestone], None],
+) -> Result | TextResult:
+    """The audit of a case, on pictures or on text."""
+    from auditor.audit import Case, run_audit
+
+    if isinstance(case, Case):
+        return run_audit(
+            case, options, fail_on=fail_on, allow_inconclusive=waive, progress=progress
+        )
+    from auditor.text.audit import run_text_audit
+
+    return run_text_audit(
+        case, options, fail_on=fail_on, allow_inconclusive=waive, progress=progress
+    )
+
+
+def _is_small(case: Case | TextCase) -> bool:
+    from auditor.audit import Case
+
+    model = case.model if isinstance(case, Case) else case.language.model
+    return sum(p.numel() for p in model.module.parameters()) < 5_000_000
 
 
 def precheck(out: Path, overwrite: bool, fail_on: str | None) -> None:
@@ -77,8 +115,10 @@ def choices(
     budget: float | None,
     device: str,
     evidence: str | None,
+    *,
+    text: bool = False,
 ) -> Options:
-    """The caller's choices, checked. Raises UsageError."""
+    """The caller's choices, checked; `text`: among the attacks on text. Raises UsageError."""
     from auditor.options import make_options
     from auditor.report.command import public_command
 
@@ -97,7 +137,68 @@ def choices(
         device=device,
         evidence=chosen,  # type: ignore[arg-type]
         command=public_command(sys.argv[1:]),
+        offered=_text_attacks() if text else None,
     )
+
+
+def _text_attacks() -> list[str]:
+    from auditor.text.attacks import TEXT_ATTACKS
+
+    return [attack.name for attack in TEXT_ATTACKS]
+
+
+def is_language_model(model: Path) -> bool:
+    """Whether MODEL is the folder of a language model."""
+    from auditor.inputs.transformers_folder import is_folder
+
+    return is_folder(model)
+
+
+def simulated(
+    model: Path,
+    flags: Flags,
+    samples: Samples,
+    *,
+    arch: str | None,
+    trust: bool,
+    seed: int,
+    keep: Path | None,
+    quiet: bool,
+) -> Case | TextCase:
+    """What is audited when a client with these samples sent its dump. Raises UsageError."""
+    if is_language_model(model):
+        from auditor.api import refuse_for_text
+        from auditor.inputs.transformers_folder import load_folder
+        from auditor.text.simulate import simulated_text_case
+
+        pictures = (samples.data, samples.dataset, bool(samples.inputs), bool(samples.index))
+        refuse_for_text(arch, trust, *pictures)
+        language = load_folder(model)
+        return simulated_text_case(
+            language, samples.texts, samples.labels, flags, seed=seed, keep=keep
+        )
+    from auditor.inputs.models import load_model
+    from auditor.simulate import read_samples, simulated_case
+
+    if samples.texts:
+        raise UsageError(
+            expected="--text only with the folder of a language model",
+            found=f"{model.name!r}",
+            todo="Give pictures with --input, or the folder that save_pretrained wrote.",
+        )
+    loaded = load_model(model, arch=arch, trust_model=trust)
+    truth, notes = read_samples(
+        loaded.module,
+        flags,
+        samples.inputs,
+        samples.labels,
+        samples.data,
+        samples.dataset,
+        samples.index,
+    )
+    for note in notes:
+        say(note, quiet)
+    return simulated_case(loaded, truth, flags, keep=keep)
 
 
 def facts_from(

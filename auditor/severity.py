@@ -26,6 +26,10 @@ SOME_LABELS = 3.9
 ESTIMATED_LABELS = 1.0
 UNKNOWN_SHARE = 0.5
 
+TOKEN_SET = 7.0
+SOME_TOKENS = 5.0
+ESTIMATED_TOKENS = 3.0
+
 # How far a rebuilt input is believed. Proved, verified and measured: it is the client's input.
 TRUST: dict[Certainty, float] = {
     "estimated": 0.5,
@@ -37,6 +41,9 @@ TRUST: dict[Certainty, float] = {
 
 # (dB, fidelity): straight lines between these points, flat outside.
 FIDELITY: tuple[tuple[float, float], ...] = ((10.0, 0.0), (20.0, 0.7), (30.0, 1.0))
+
+# (ROUGE-L, fidelity) of a rebuilt text, read in the same way.
+LIKENESS: tuple[tuple[float, float], ...] = ((0.3, 0.0), (0.6, 0.7), (0.95, 1.0))
 
 
 def band_of(score: float) -> Band:
@@ -78,6 +85,25 @@ def input_severity(*, certainty: Certainty, psnr: float, share: float) -> Severi
     return _severity(10 * TRUST[certainty] * _fidelity(psnr) * (0.9 + 0.1 * share))
 
 
+def text_severity(*, certainty: Certainty, likeness: float, share: float) -> Severity:
+    """Severity of rebuilt texts: as of rebuilt inputs, the fidelity from their likeness.
+
+    `likeness`: ROUGE-L 0..1, measured, or 1 for a claim of the exact text. `share`: sequences
+    rebuilt as a share of the batch, above 0 and at most 1. Raises ValueError for another share or
+    likeness.
+    """
+    if _share(share) == 0:
+        raise ValueError("a share of 0 is not a recovered text")
+    return _severity(10 * TRUST[certainty] * _on(LIKENESS, _share(likeness)) * (0.9 + 0.1 * share))
+
+
+def token_severity(*, certainty: Certainty, complete: bool) -> Severity:
+    """Severity of a set of tokens without their order; `complete`: no other token occurs."""
+    if certainty == "estimated":
+        return _severity(ESTIMATED_TOKENS)
+    return _severity(TOKEN_SET if complete else SOME_TOKENS)
+
+
 def parse_threshold(text: str) -> float:
     """The lowest score that fails the gate, from a band name or a number 0.1..10.0.
 
@@ -116,9 +142,14 @@ def _share(share: float) -> float:
 def _fidelity(psnr: float) -> float:
     if math.isnan(psnr):
         raise ValueError("a PSNR is a number of dB, not nan")
-    if psnr <= FIDELITY[0][0]:
-        return FIDELITY[0][1]
-    for (low, least), (high, most) in pairwise(FIDELITY):
-        if psnr <= high:
-            return least + (most - least) * (psnr - low) / (high - low)
-    return FIDELITY[-1][1]
+    return _on(FIDELITY, psnr)
+
+
+def _on(points: tuple[tuple[float, float], ...], value: float) -> float:
+    """Straight lines between the points, flat outside."""
+    if value <= points[0][0]:
+        return points[0][1]
+    for (low, least), (high, most) in pairwise(points):
+        if value <= high:
+            return least + (most - least) * (value - low) / (high - low)
+    return points[-1][1]

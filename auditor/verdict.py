@@ -17,6 +17,7 @@ _CERTAINTY = {
 _ONE_BY_ONE = {
     "verified": "each verified by itself against the rows of the gradient it was read from",
 }
+_TEXT = {"verified": "verified by re-deriving the gradient"}
 
 
 def draw_verdict(
@@ -38,7 +39,7 @@ def draw_verdict(
         )
     if findings:
         worst = findings[0]
-        words = _CERTAINTY | (_ONE_BY_ONE if worst.code == "GA204" else {})
+        words = _CERTAINTY | {"GA204": _ONE_BY_ONE, "GA501": _TEXT}.get(worst.code, {})
         sentence = f"{worst.title} ({words[worst.certainty]})."
         return Verdict("leak", _severity(findings), sentence, tuple(unseen))
     if unseen or not any(attack.outcome in {"leak", "nothing shown"} for attack in attacks):

@@ -1,6 +1,6 @@
 """Vision transformers, one picture: what is read from a float32 gradient in closed form.
 
-    python benchmarks/transformers.py --data DIR [--n 20] [--large 2]
+    python benchmarks/vision_transformers.py --data DIR [--n 20] [--large 2]
 
 DIR holds cifar10.npz and, for torchvision's vit_b_16, lfw.npz. The audits run the attacks on labels
 and `images.attention`; neither label nor batch size is told. What counts is how many pictures are

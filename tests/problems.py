@@ -1,13 +1,14 @@
 """Small problems with known answers. The client's gradient comes from plain `backward()`."""
 
 import copy
+import functools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from auditor.attacks import Search
+from auditor.attacks import LevenbergMarquardt, Search
 from auditor.attacks.base import Watch
 from auditor.audit import Case
 from auditor.inputs.gradients import match_gradients
@@ -41,11 +42,11 @@ class Client:
     smoothing: float = 0.0
     mode: str = "eval"
 
-    @property
+    @functools.cached_property
     def counts(self):
         return torch.bincount(self.labels, minlength=self.classes)
 
-    @property
+    @functools.cached_property
     def classes(self):
         return self.logits().shape[1]
 
@@ -121,9 +122,15 @@ def options_of(*, search=None, budget=None, attacks=None, seed=0, preset="standa
     """The options of a preset, on the CPU, with another search."""
     from auditor.attacks import with_search
 
+    def with_search_of_tests(attack):
+        """Few weights of smoothness, where few steps are to be taken."""
+        attack = with_search(attack, search)
+        few = isinstance(attack, LevenbergMarquardt) and search.max_steps <= QUICK.max_steps
+        return replace(attack, smoothness=attack.smoothness[::5]) if few else attack
+
     options = make_options(preset=preset, attacks=attacks, seed=seed, budget=budget, device="cpu")
     search = search or next(p for p in PRESETS if p.name == preset).search
-    return replace(options, attacks=tuple(with_search(a, search) for a in options.attacks))
+    return replace(options, attacks=tuple(with_search_of_tests(a) for a in options.attacks))
 
 
 # --------------------------------------------------------------------------- networks

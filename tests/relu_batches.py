@@ -20,6 +20,13 @@ def perceptron(*, pixels=64, units=128, classes=5, seed=0, bias=True, activation
         )  # fmt: skip
 
 
+def with_batch_norm(place, *, pixels=64, units=128, classes=5):
+    """A perceptron with a batch norm of vectors at this place; it takes no single sample."""
+    parts = list(perceptron(pixels=pixels, units=units, classes=classes))
+    features = pixels if place <= 1 else units
+    return nn.Sequential(*parts[:place], nn.BatchNorm1d(features), *parts[place:])
+
+
 class Normalised(nn.Module):
     """Takes pixels and standardises them itself."""
 

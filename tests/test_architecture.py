@@ -42,6 +42,7 @@ ROOMS = (
     "verdict",
     "options",
     "audit",
+    "text",
     "outputs",
     "simulate",
     "demo",

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from problems import dump_of, problem_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ from auditor.batch_norm import (
     statistics_sent,
     with_deduced_mode,
 )
+from auditor.checks import caveats_of
 from auditor.graph import record
 from auditor.records import Assumption, Knowledge
 from auditor.zoo import build
@@ -186,6 +188,150 @@ def test_layers_that_disagree_say_nothing():
     assert shown(model, mixed) is None
 
 
+# --------------------------------------------------------------------------- not side by side
+
+BETWEEN = {
+    "relu": nn.ReLU,
+    "leaky relu": lambda: nn.LeakyReLU(0.1),
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "relu and max pooling": lambda: nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)),
+    "average pooling": lambda: nn.AvgPool2d(3, stride=1, padding=1),
+}
+
+
+def rectified(between=nn.ReLU, bias=True):
+    """Every batch norm behind something that is positively homogeneous."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=bias), between(), nn.BatchNorm2d(8),
+        nn.Conv2d(8, 12, 2, bias=bias), between(), nn.BatchNorm2d(12),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 4),
+    )  # fmt: skip
+
+
+def rectified_dense(bias=True):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 20, bias=bias), nn.ReLU(), nn.BatchNorm1d(20),
+        nn.Linear(20, 4),
+    )  # fmt: skip
+
+
+def gradients_before(module, mode):
+    """Sum over samples and places of d z for each channel, with z before the ReLU, by autograd."""
+    client, kept = copy.deepcopy(module).double().train(mode == "train"), []
+    client[0].register_forward_hook(lambda _, __, made: (made.retain_grad(), kept.append(made))[1])
+    labels = torch.arange(8) % 4
+    F.cross_entropy(client(pictures(8).double()), labels).backward()
+    return (kept[0].grad * kept[0]).sum((0, 2, 3)).detach(), client
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", ["relu", "leaky relu", "relu and max pooling", "average pooling"])
+def test_values_times_gradients_are_the_same_before_what_is_homogeneous(name, mode):
+    """The identity that the mode is read from, in double precision."""
+    module = seeded(lambda: rectified(BETWEEN[name]))
+    sums, client = gradients_before(module, mode)
+    row, norm = client[0], client[2]
+    products = (row.weight * row.weight.grad).flatten(1).sum(1) + row.bias * row.bias.grad
+    torch.testing.assert_close(products.detach(), sums)
+    by_gain = norm.weight * norm.weight.grad
+    if mode == "eval":
+        shifted = norm.running_mean / (norm.running_var + norm.eps).sqrt()
+        expected = by_gain + norm.weight * norm.bias.grad * shifted
+    else:
+        variance = client[1](row(pictures(8).double())).var((0, 2, 3), correction=0)
+        expected = by_gain * norm.eps / (variance + norm.eps)
+    torch.testing.assert_close(sums, expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", BETWEEN)
+def test_the_mode_is_read_through_what_is_homogeneous(name, bias, mode, seed):
+    model = seeded(lambda: rectified(BETWEEN[name], bias), seed)
+    with torch.no_grad():  # else what is normalised hardly varies, beside the constant
+        model[0].weight *= 3
+        model[3].weight *= 3
+    for count in (2, 8, 32):
+        assert shown(model, sent_by(model, mode, count, seed)) == mode
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_mode_is_read_through_relu_in_a_perceptron(bias, mode):
+    model = seeded(lambda: rectified_dense(bias))
+    assert shown(model, sent_by(model, mode, 16)) == mode
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_bias_that_was_not_sent_leaves_what_is_behind_relu_open(mode):
+    model = seeded(rectified)
+    sent = {n: g for n, g in sent_by(model, mode).items() if n not in {"0.bias", "3.bias"}}
+    assert shown(model, sent) is None
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("variance", [1e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize("seed", range(5))
+def test_where_what_relu_lets_through_hardly_varies_nothing_false_is_said(seed, variance, mode):
+    model = seeded(rectified, seed)
+    with torch.no_grad():
+        for layer in (model[0], model[3]):
+            layer.weight *= variance**0.5
+            layer.bias *= variance**0.5
+    assert shown(model, sent_by(model, mode, seed=seed)) in {mode, None}
+
+
+@pytest.mark.parametrize("between", [nn.Tanh, nn.SiLU, nn.ReLU6])
+def test_what_is_not_homogeneous_hides_the_mode(between):
+    assert names(rectified(between)) == set()
+
+
+def flattened():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 4)
+    )
+
+
+class Sliced(nn.Module):
+    """Half of the channels are normalised; of places, batch norm takes each for a channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(4)
+        self.b, self.places = nn.Linear(36, 4, bias=False), nn.BatchNorm1d(4)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        half = self.norm(self.a(x)[:, :4]).flatten(2)  # (N, 4, 36)
+        return self.head(self.places(self.b(half)).flatten(1))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("make", [flattened, Sliced])
+def test_a_batch_norm_over_other_channels_than_the_layers_says_nothing(make, mode):
+    model = seeded(make)
+    assert names(model) == set()
+    assert shown(model, sent_by(model, mode)) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_dropout_before_batch_norm_is_not_taken_for_evaluation_mode(seed):
+    """It is gone from a pass in evaluation mode, and the bias's gradient is not zero then."""
+
+    def make():
+        parts = list(convolutional())
+        dropping = [nn.Dropout2d(0.5), nn.Dropout2d(0.5)]
+        return nn.Sequential(parts[0], dropping[0], *parts[1:4], dropping[1], *parts[4:])
+
+    model = seeded(make, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        dropped = sent_by(model, "train", seed=seed)
+    assert shown(model, dropped) is None
+    assert shown(model, sent_by(model, "eval", seed=seed)) == "eval"
+
+
 # --------------------------------------------------------------------------- what follows
 
 
@@ -202,6 +348,21 @@ def test_an_assumed_mode_gives_way_to_the_dump():
     assert found.assumptions[-1] == Assumption("mode", "train", "deduced")
     assert [a.what for a in found.assumptions] == ["batch size", "mode"]
     assert mode_caveats(found, "train") == ()
+
+
+@pytest.mark.parametrize("client_mode", ["train", "eval"])
+@pytest.mark.parametrize(("between", "tells"), [(nn.ReLU, True), (nn.Tanh, False)])
+def test_a_mode_that_nobody_said_is_deduced_or_listed_as_assumed(between, tells, client_mode):
+    model = seeded(lambda: rectified(between))
+    problem = problem_of(model, sent_by(model, client_mode), knowing("eval", "assumed"))
+    dump = dump_of(model, sent_by(model, client_mode))
+    listed = [c.message for c in caveats_of(problem, dump) if c.code == "GA302"]
+    if tells:
+        assert problem.knowledge.mode == client_mode
+        assert listed == []
+    else:
+        assert problem.knowledge.mode == "eval"
+        assert listed == ["Assumed, because nobody said: mode."]
 
 
 @pytest.mark.parametrize("origin", ["flag", "metadata"])

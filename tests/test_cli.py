@@ -16,10 +16,12 @@ import auditor
 from auditor.attacks import ATTACKS
 from auditor.inputs.gradients import load_gradients
 from auditor.rules import RULES
+from auditor.text.attacks import TEXT_ATTACKS
 from auditor.zoo import LeNet
 
 SCAN = ("scan", "model.pt", "grads.safetensors")
 LABELS = (*SCAN, "--attacks", "labels")
+SEARCH = ("--attacks", "labels,images.idlg")
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def noised(folder):
     auditor.save_gradients(
         net, noise, folder / "noised.safetensors", batch_size=1, input_shape=(1, 8, 8)
     )
-    return ("scan", "model.pt", "noised.safetensors", "--preset", "fast")
+    return ("scan", "model.pt", "noised.safetensors", "--preset", "fast", *SEARCH)
 
 
 @pytest.mark.parametrize("gate", [(), ("--fail-on", "low"), ("--fail-on", "critical")])
@@ -520,8 +522,9 @@ def test_inspect(case):
 def test_attacks_lists_every_attack(tmp_path):
     run = gradaudit("attacks", cwd=tmp_path)
     assert run.code == 0
-    assert [line.split()[0] for line in run.out.splitlines()] == [a.name for a in ATTACKS]
-    assert all(a.title in run.out for a in ATTACKS)
+    every = (*ATTACKS, *TEXT_ATTACKS)
+    assert [line.split()[0] for line in run.out.splitlines()] == [a.name for a in every]
+    assert all(a.title in run.out for a in every)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)

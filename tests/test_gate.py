@@ -130,7 +130,15 @@ def test_labels_cannot_reach_high():
 
 
 @pytest.mark.parametrize(
-    ("name", "highest"), [("labels.head", 6.0), ("images.dlg", 10.0), ("tokens.new", 10.0)]
+    ("name", "highest"),
+    [
+        ("labels.head", 6.0),
+        ("text.labels", 6.0),
+        ("text.tokens", 7.0),
+        ("text.spans", 10.0),
+        ("images.dlg", 10.0),
+        ("tokens.new", 10.0),
+    ],
 )
 def test_reach(name, highest):
     assert reach(name) == highest

@@ -310,6 +310,16 @@ def test_constants_used_many_times_are_computed_once():
     assert len(calls) <= 24
 
 
+def test_a_compiled_model_is_recorded_as_it_was_written():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    compiled, given = torch.compile(module, backend="eager"), torch.rand(2, 1, 2, 2)
+    for _ in range(2):  # before it was ever called, and after
+        made, recording = record(compiled, given)
+        assert torch.equal(made, module(given))
+        assert recording.operations == record(module, given)[1].operations
+        assert torch.equal(compiled(given), made)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_scripted_modules():
     module = seeded(lambda: nn.Sequential(nn.Linear(6, 4), nn.Sigmoid(), nn.Linear(4, 3)))

@@ -44,6 +44,7 @@ EVERY = {
     "images.linear_rows",
     "images.imprint",
     "images.attention",
+    "images.deconvolution",
     "images.lm",
     "images.idlg",
     "images.dlg",

@@ -17,6 +17,7 @@ from auditor.gate import ExitCode
 from auditor.records import Certainty
 from auditor.rules import RULES
 from auditor.severity import BANDS
+from auditor.text.attacks import TEXT_ATTACKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +50,11 @@ def test_exit_codes_are_those_of_the_program():
 def test_attacks_are_those_of_the_program():
     told = [(name, title) for name, title, _ in table("name")]
     assert told == [(attack.name, attack.title) for attack in ATTACKS]
+
+
+def test_attacks_on_text_are_those_of_the_program():
+    told = [(name, title) for name, title, _ in table("name of text")]
+    assert told == [(attack.name, attack.title) for attack in TEXT_ATTACKS]
 
 
 def test_bands_are_those_of_the_program():

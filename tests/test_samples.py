@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from problems import rounded
-from relu_batches import Normalised, client_of, perceptron
+from relu_batches import Normalised, client_of, perceptron, with_batch_norm
 from torch import nn
 
 from auditor.metrics import psnr
+from auditor.problem import is_on_grid
 from auditor.records import Recovery
-from auditor.samples.check import check_samples, is_on_grid
+from auditor.samples.check import check_samples
 
 WEIGHT = "1.weight"
 
@@ -104,6 +105,14 @@ def test_a_layer_behind_a_normalisation():
     had = client_of(4, module=Normalised(perceptron()))
     found = check(had.problem(), had.inputs.double(), read_from="body.1.weight")
     assert found == ("verified",) * 4
+
+
+def test_a_model_that_takes_no_single_sample():
+    had = client_of(4, module=with_batch_norm(3), mode="train")
+    assert check(had.problem(), had.inputs.double(), witnesses=1) == ("verified",) * 4
+    assert check(had.problem(), 1 - had.inputs.double()) == (None,) * 4
+    had = off_the_grid(had)  # the samples of a batch share the statistics: no factor is known
+    assert check(had.problem(), had.inputs.double()) == ("consistent",) * 4
 
 
 def test_unknown_factors_leave_it_open():

@@ -12,6 +12,8 @@ from auditor.severity import (
     input_severity,
     label_severity,
     parse_threshold,
+    text_severity,
+    token_severity,
 )
 
 DOC = Path(__file__).parents[1] / "docs" / "severity.md"
@@ -21,11 +23,13 @@ WEAKEST_FIRST = ["estimated", "consistent", "verified", "proved"]  # measured st
 def example_rows():
     lines = DOC.read_text(encoding="utf-8").splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if "|" in line]
-    return [row for row in cells if row[0].startswith(("labels:", "inputs:"))]
+    return [row for row in cells if row[0].startswith(("labels:", "inputs:", "texts:"))]
 
 
 def severity_of(row):
     what, certainty, psnr, share = row[:4]
+    if what.startswith("texts:"):
+        return text_severity(certainty=certainty, likeness=float(psnr), share=float(share))
     if what.startswith("inputs:"):
         return input_severity(certainty=certainty, psnr=float(psnr), share=float(share))
     return label_severity(
@@ -43,6 +47,45 @@ def test_examples_of_the_page(row):
 
 def test_the_page_has_examples_of_every_band():
     assert {row[5] for row in example_rows()} == {"none", *(band for band, _ in BANDS)}
+
+
+def test_tokens_of_the_page():
+    text = DOC.read_text(encoding="utf-8")
+    found = [
+        ("every token that occurs, proved", "proved", True),
+        ("some tokens, proved", "proved", False),
+        ("a set that is an estimate", "estimated", True),
+    ]
+    for what, certainty, complete in found:
+        score = token_severity(certainty=certainty, complete=complete).score
+        assert f"| {what} | {score} |" in text
+
+
+def test_text_severity_is_monotone():
+    shares, likenesses = (0.01, 0.125, 0.5, 1.0), [n / 20 for n in range(21)]
+    for share, likeness in itertools.product(shares, likenesses):
+        scores = [
+            text_severity(certainty=word, likeness=likeness, share=share).score
+            for word in WEAKEST_FIRST
+        ]
+        assert scores == sorted(scores)
+    for word in WEAKEST_FIRST:
+        for fixed in (0.4, 1.0):
+            by_share = [
+                text_severity(certainty=word, likeness=fixed, share=share).score for share in shares
+            ]
+            by_likeness = [
+                text_severity(certainty=word, likeness=likeness, share=fixed).score
+                for likeness in likenesses
+            ]
+            assert by_share == sorted(by_share)
+            assert by_likeness == sorted(by_likeness)
+
+
+@pytest.mark.parametrize(("likeness", "share"), [(1.0, 0.0), (1.1, 1.0), (-0.1, 1.0), (0.5, 1.5)])
+def test_text_severity_refuses_what_is_no_share(likeness, share):
+    with pytest.raises(ValueError, match="share"):
+        text_severity(certainty="verified", likeness=likeness, share=share)
 
 
 def test_band_table_of_the_page():

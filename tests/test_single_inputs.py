@@ -2,23 +2,24 @@
 
 import base64
 import io
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from problems import Says, case_of
 from relu_batches import client_of, perceptron
 from safetensors.torch import load_file
 from test_outputs import mode
 
-from auditor.api import case_of
 from auditor.attacks import labels as label_attack
 from auditor.audit import run_audit
-from auditor.facts import Flags
+from auditor.evidence import is_equal
 from auditor.options import make_options
 from auditor.outputs import write_audit
-from auditor.records import FileRef, LoadedModel, Truth
+from auditor.records import Course, Recovery
 
 
 def batch():
@@ -27,16 +28,10 @@ def batch():
 
 
 def audit(had, evidence="none", attacks=("images.linear_rows", "images.imprint"), truth=False):
-    case = case_of(
-        LoadedModel(had.module, FileRef("net.pt", "in memory", 0, "")),
-        had.gradients(),
-        Flags(batch_size=len(had.labels), input_shape=(1, 8, 8)),
-        truth=Truth(had.inputs, had.labels) if truth else None,
-    )
     options = make_options(
         attacks=list(attacks), evidence=evidence, preset="fast", device="cpu", budget=60
     )
-    return run_audit(case, options)
+    return run_audit(case_of(had, truth=truth), options)
 
 
 def distances(had, pictures):
@@ -92,14 +87,45 @@ def test_separate_evidence_holds_them_for_its_owner(tmp_path):
     assert len(list(folder.glob("sample-*.png"))) == len(held["inputs"])
 
 
+def searched(had, pictures):
+    """A search that ends with these pictures (N, C, H, W), from a start of zeros."""
+    film = torch.stack([torch.zeros_like(pictures), pictures])
+    return Says(
+        Recovery(
+            inputs=pictures.double()[None],
+            input_labels=had.labels[None],
+            courses=(Course((0, 9), (1.0, 0.5), (0, 9), film, "ran out of steps"),),
+        )
+    )
+
+
+def audit_with_search(had, pictures):
+    """The audit of linear rows and this search, in this order."""
+    options = make_options(attacks=["images.linear_rows"], evidence="embed", device="cpu")
+    search = searched(had, pictures)
+    selected = (*options.selected, search.name)
+    attacks = (*options.attacks, search)
+    return run_audit(case_of(had), replace(options, attacks=attacks, selected=selected))
+
+
 def test_a_search_that_failed_does_not_stand_before_them():
     had = batch()
-    result = audit(had, "embed", ["labels", "images.linear_rows", "images.idlg"])
-    (read,) = [e for e in result.evidence if any(e.samples)]
-    assert len(result.audit.exhibits) in {len(read.samples), len(had.labels)}
-    codes = {f.code for f in result.audit.findings}
-    if not codes & {"GA201", "GA202"}:  # then the exhibits are the single inputs
-        assert all(len(e.strip) == 1 for e in result.audit.exhibits)
+    result = audit_with_search(had, 1 - had.inputs)
+    read, failed = result.evidence
+    assert not is_equal(result.problem, failed)
+    assert [e.label for e in result.audit.exhibits] == ["not read"] * len(read.samples)
+    assert all(len(e.strip) == 1 for e in result.audit.exhibits)
+    assert [f.code for f in result.audit.findings] == ["GA204"]
+
+
+def test_a_search_that_found_the_batch_stands_before_them():
+    had = batch()
+    result = audit_with_search(had, had.inputs)
+    assert is_equal(result.problem, result.evidence[1])
+    labels = [f"class {label}" for label in had.labels.tolist()]
+    assert [e.label for e in result.audit.exhibits] == labels
+    assert all(len(e.strip) == 2 for e in result.audit.exhibits)
+    assert {f.code for f in result.audit.findings} == {"GA202", "GA204"}
 
 
 def test_labels_are_estimated_once_for_all_attacks():

@@ -14,7 +14,7 @@ sys.argv = ["gradaudit", *sys.argv[1:]]
 try:
     main()
 finally:
-    heavy = {"torch", "torchvision", "numpy", "scipy", "PIL"} & set(sys.modules)
+    heavy = {"torch", "torch._dynamo", "torchvision", "numpy", "scipy", "PIL"} & set(sys.modules)
     sys.stderr.write(f"\\nheavy: {sorted(heavy)}\\n")
 """
 
@@ -62,8 +62,12 @@ def test_starts_without_torch(audited, arguments, code):
     assert done.stderr.endswith("heavy: []\n")
 
 
-def test_the_check_can_fail(audited):
-    assert "'torch'" in start("attacks", cwd=audited).stderr
+def test_the_check_can_fail_and_an_audit_loads_no_compiler(audited):
+    scan = ("scan", "model.pt", "grads.safetensors", "--attacks", "labels", "--out", "again")
+    done = start(*scan, cwd=audited)
+    assert done.returncode == 0, done.stderr
+    assert "'torch'" in done.stderr
+    assert "torch._dynamo" not in done.stderr
 
 
 def test_importing_the_package_is_light():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from auditor.attacks.attention import PatchEmbeddings
 from auditor.attacks.base import Attack, Milestone, Watch
+from auditor.attacks.deconvolution import Deconvolution
 from auditor.attacks.dlg import DLG
 from auditor.attacks.first_layer import FirstLayer
 from auditor.attacks.idlg import IDLG
@@ -26,6 +27,7 @@ ATTACKS: tuple[Attack, ...] = (
     LinearRows(),
     Imprint(),
     PatchEmbeddings(),
+    Deconvolution(),
     LevenbergMarquardt(),
     IDLG(),
     DLG(),
@@ -55,6 +57,7 @@ __all__ = [
     "IDLG",
     "PAPER",
     "Attack",
+    "Deconvolution",
     "FirstLayer",
     "HeadLabels",
     "ImagePriors",

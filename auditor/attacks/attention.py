@@ -15,20 +15,15 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.base import Watch
+from auditor.attacks.closed_form import claim_of, off_rank, read_alone
 from auditor.attacks.labels import label_claim
-from auditor.graph import record, same_program
+from auditor.graph import Recording
 from auditor.inversion.attention import system_of
 from auditor.inversion.embedding import PatchEmbedding, embedding_of
 from auditor.inversion.layers import Broken
 from auditor.inversion.patches import Reading, errors_of, errors_seen, report_of
-from auditor.problem import (
-    gradient_of,
-    is_one_gradient,
-    residuals_of,
-    to_model_units,
-    why_not_simulated,
-)
-from auditor.records import Course, LinkReport, Problem, Recovery
+from auditor.problem import is_one_gradient, to_model_units, why_not_simulated
+from auditor.records import LinkReport, Problem, Recovery
 
 # How far from rank one the classifier's weight gradient may be when rounding alone is at work.
 _ROUNDINGS, _AT_LEAST, _AT_MOST = 100.0, 1e-5, 5e-2
@@ -69,37 +64,16 @@ class PatchEmbeddings:
         inputs = inputs.to(_like(problem)).view(-1, 1, *problem.knowledge.input_shape)
         if links[-1].undetermined or not all(link.solved for link in links[:-1]):
             inputs = inputs[:1]  # readings that share a guess would confirm one another
-        named = labels.to(inputs.device).expand(len(inputs), -1)
-        courses = tuple(_course(problem, *row) for row in zip(inputs, named, strict=True))
-        return Recovery(
-            inputs=inputs,
-            input_labels=named,
-            courses=courses,
-            evaluations=len(inputs),
-            expired=watch.expired(),
-            links=links,
+        return claim_of(
+            problem, inputs, labels, status="closed form", expired=watch.expired(), links=links
         )
 
 
 def _embedding(problem: Problem) -> PatchEmbedding | Broken:
-    """Two passes with different pictures have to be one program."""
-    if isinstance(problem.module, torch.jit.ScriptModule):
-        return Broken("a TorchScript model is not taken apart")
-    like = _like(problem)
-    probe = like.new_full((1, *problem.knowledge.input_shape), 0.5)
-    try:
-        recording = record(problem.module, probe)[1]
-        found = embedding_of(recording, problem.gradient)
-        if isinstance(found, Broken):
-            return found
-        generator = torch.Generator().manual_seed(0)
-        other = torch.rand(probe.shape, generator=generator, dtype=torch.float64).to(like)
-        if same_program(recording, record(problem.module, other)[1]):
-            return found
-    except (RuntimeError, ValueError) as error:
-        told = str(error).strip().splitlines()
-        return Broken(f"one sample is refused ({told[0] if told else 'error'})")
-    return Broken("what the model does depends on the values of its input")
+    def read(recording: Recording) -> PatchEmbedding | Broken:
+        return embedding_of(recording, problem.gradient)
+
+    return read_alone(problem, problem.module, read)
 
 
 def _too_little(problem: Problem, embedding: PatchEmbedding) -> str | None:
@@ -138,9 +112,8 @@ def _read(
 def _head_report(problem: Problem) -> LinkReport:
     """The classifier's weight gradient of one sample has rank one; of several, almost never."""
     head = problem.trace.head
-    off_rank = 1.0
-    if head.weight in problem.gradient:
-        off_rank = _off_rank(problem.gradient[head.weight].double())
+    sent = problem.gradient.get(head.weight)
+    residual = 1.0 if sent is None or not bool(sent.any()) else off_rank(sent.double())
     allowed = min(max(_ROUNDINGS * problem.precision, _AT_LEAST), _AT_MOST)
     return LinkReport(
         layer=head.weight,
@@ -148,33 +121,12 @@ def _head_report(problem: Problem) -> LinkReport:
         equations=head.features * head.classes,
         undetermined=0,
         gap=0.0,
-        residual=off_rank,
+        residual=residual,
         condition=1.0,
         steps=0,
         status="closed form",
         constrained=False,
-        solved=off_rank <= allowed,
-    )
-
-
-def _off_rank(matrix: Tensor) -> float:
-    """The distance of a matrix from rank one, relative to its norm; 1 for zero."""
-    size = matrix.norm()
-    if not size > 0:
-        return 1.0
-    row = matrix[int(matrix.norm(dim=1).argmax())]
-    direction = row / row.norm()
-    return float((matrix - (matrix @ direction)[:, None] * direction).norm() / size)
-
-
-def _course(problem: Problem, inputs: Tensor, labels: Tensor) -> Course:
-    residuals = residuals_of(problem, gradient_of(problem, inputs, labels)).values()
-    return Course(
-        steps=(0,),
-        objective=(sum(value**2 for value in residuals) / len(residuals),),
-        snapshot_steps=(0,),
-        snapshots=inputs.float().cpu()[None],
-        status="closed form",
+        solved=residual <= allowed,
     )
 
 

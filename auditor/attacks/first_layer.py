@@ -15,22 +15,15 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.base import Watch
+from auditor.attacks.closed_form import claim_of, pixel_bounds, read_alone
 from auditor.attacks.labels import label_claim
-from auditor.graph import record, same_program
+from auditor.graph import Recording
 from auditor.inversion.anchor import Anchored
-from auditor.inversion.constraints import Bounds
 from auditor.inversion.layers import Broken, Chain, chain_of
 from auditor.inversion.link_solver import Settings
 from auditor.inversion.walk import Walk, walk
-from auditor.problem import (
-    gradient_of,
-    is_one_gradient,
-    residuals_of,
-    to_model_units,
-    to_pixels,
-    why_not_simulated,
-)
-from auditor.records import Course, Problem, Recovery
+from auditor.problem import is_one_gradient, to_pixels, why_not_simulated
+from auditor.records import Problem, Recovery
 
 _FINEST, _COARSEST = 1e-13, 1e-6  # tolerance of the least-squares problems, as in layers.py
 _ALIKE = 1e-3  # mean squared distance of two readings, pixels 0..1: 30 dB
@@ -71,26 +64,24 @@ class FirstLayer:
         labels = label_claim(problem).estimate
         if labels is None or why_not_simulated(problem) is not None:
             return _sample(problem, chain, inputs)
-        return _claim(problem, found, inputs, labels)
+        return claim_of(
+            problem,
+            inputs,
+            labels,
+            status="read off the first layer",
+            expired=watch.expired(),
+            links=found.links,
+        )
 
 
 def _chain(problem: Problem) -> Chain | Broken:
     """From the picture to a linear layer with a bias, with no weights on the way."""
-    module = problem.module
-    if isinstance(module, torch.jit.ScriptModule):
-        return Broken("a TorchScript model is not taken apart")
-    like = next(iter(module.parameters()))
-    probe = like.new_full((1, *problem.knowledge.input_shape), 0.5)
-    try:
-        recording = record(module, probe)[1]
-        again = record(module, probe.square())[1]
-    except (RuntimeError, ValueError) as error:
-        told = str(error).strip().splitlines()
-        return Broken(f"one sample is refused ({told[0] if told else 'error'})")
-    if not same_program(recording, again):
-        return Broken("what the model does depends on the values of its input")
-    found = chain_of(recording, problem.gradient)
-    return found if isinstance(found, Broken) else _first(found, problem)
+
+    def read(recording: Recording) -> Chain | Broken:
+        found = chain_of(recording, problem.gradient)
+        return found if isinstance(found, Broken) else _first(found, problem)
+
+    return read_alone(problem, problem.module, read)
 
 
 def _first(found: Chain, problem: Problem) -> Chain | Broken:
@@ -126,7 +117,7 @@ def _walk(problem: Problem, chain: Chain, seed: int, watch: Watch) -> Walk:
         sent,
         anchored,
         precision=problem.precision,
-        bounds=_pixel_bounds(problem),
+        bounds=pixel_bounds(problem),
         settings=settings,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -138,12 +129,6 @@ def _quotient(matrix: Tensor, delta: Tensor, rows: Tensor) -> Tensor:
     return matrix[rows].mT @ delta[rows] / size
 
 
-def _pixel_bounds(problem: Problem) -> Bounds:
-    like = torch.zeros(problem.knowledge.input_shape, dtype=torch.float64)
-    ends = (to_model_units(problem, like + end).flatten() for end in (0, 1))
-    return Bounds(*(end.to(next(iter(problem.gradient.values())).device) for end in ends))
-
-
 def _sample(problem: Problem, chain: Chain, inputs: Tensor) -> Recovery:
     """Nothing can be simulated, and so nothing re-derived: the input alone, with its witnesses."""
     apart = float((to_pixels(problem, inputs[0]) - to_pixels(problem, inputs[1])).square().mean())
@@ -152,21 +137,4 @@ def _sample(problem: Problem, chain: Chain, inputs: Tensor) -> Recovery:
         witnesses=(2 if apart <= _ALIKE else 1,),
         read_from=chain.anchor.weight or "",
         evaluations=len(inputs),
-    )
-
-
-def _claim(problem: Problem, found: Walk, inputs: Tensor, labels: Tensor) -> Recovery:
-    named = labels.to(inputs.device).expand(len(inputs), -1)
-    courses = []
-    for row, label in zip(inputs, named, strict=True):
-        apart = residuals_of(problem, gradient_of(problem, row, label)).values()
-        objective = sum(value**2 for value in apart) / len(apart)
-        film = row.float().cpu()[None]
-        courses.append(Course((0,), (objective,), (0,), film, "read off the first layer"))
-    return Recovery(
-        inputs=inputs,
-        input_labels=named,
-        courses=tuple(courses),
-        evaluations=len(inputs),
-        links=found.links,
     )

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from auditor.attacks.closed_form import recorded_or_why
 from auditor.graph import HANDS_ON, Recording
 from auditor.inversion.layers import layers_of
-from auditor.planted.layers import LinearLayer, linear_layers, recorded
+from auditor.planted.layers import LinearLayer, linear_layers
 from auditor.planted.way import Way, way_to
 from auditor.problem import is_in_range, is_one_gradient
 from auditor.records import Problem
@@ -57,11 +58,9 @@ def first_linear(problem: Problem) -> FirstLinear | str:
         return "a TorchScript model is not taken apart"
     if not is_one_gradient(problem):
         return "the update is of several steps: units that are off in one may be on in another"
-    try:
-        recording = recorded(problem.module, problem.knowledge.input_shape, 1)
-    except (RuntimeError, ValueError) as error:
-        told = str(error).strip().splitlines()
-        return f"the model does not take one sample ({told[0] if told else 'error'})"
+    recording = recorded_or_why(problem)
+    if isinstance(recording, str):
+        return recording
     if recording.writes_through_views or recording.reads_values:
         return "what the model does with its input cannot be followed"
     layers = linear_layers(recording)

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auditor.attacks.base import Watch
+from auditor.attacks.closed_form import recorded_or_why
 from auditor.graph import Recording
-from auditor.planted.layers import LinearLayer, follower, linear_layers, recorded
+from auditor.planted.layers import LinearLayer, follower, linear_layers
 from auditor.planted.statistics import Bins, imprint_bins, trap_halves
 from auditor.planted.way import Way, way_to
 from auditor.problem import is_in_range, to_pixels
@@ -101,11 +102,9 @@ class Imprint:
 
 def _find(problem: Problem) -> Caught | str:
     """The first layer of the kind that can be read, or why there is none."""
-    try:
-        recording = recorded(problem.module, problem.knowledge.input_shape, 1)
-    except (RuntimeError, ValueError) as error:
-        told = str(error).strip().splitlines()
-        return f"the model does not take one sample ({told[0] if told else 'error'})"
+    recording = recorded_or_why(problem)
+    if isinstance(recording, str):
+        return recording
     layers, why = linear_layers(recording), "the model holds no imprint layer and no trap weights"
     for layer in layers:
         if layer.weight == problem.trace.head.weight:

@@ -13,27 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from auditor.attacks.base import Watch
+from auditor.attacks.closed_form import claim_of, objective, off_rank, pixel_bounds, read_alone
 from auditor.attacks.labels import label_claim
 from auditor.attacks.second_order import polish
-from auditor.graph import record, same_program
+from auditor.graph import Recording
 from auditor.inversion.activations import has_pattern
 from auditor.inversion.anchor import read_anchor
-from auditor.inversion.constraints import Bounds
 from auditor.inversion.layers import Broken, Chain, chain_of
 from auditor.inversion.link_solver import Settings
 from auditor.inversion.walk import Walk, walk
-from auditor.problem import (
-    gradient_of,
-    is_one_gradient,
-    loss_of,
-    residuals_of,
-    to_model_units,
-    tolerance_of,
-)
-from auditor.records import Course, Problem, Recovery
+from auditor.problem import is_one_gradient, loss_of, tolerance_of
+from auditor.records import Problem, Recovery
 
 # Tolerances of a least-squares problem: double precision, and what a coarse dump is still worth.
 _FINEST, _COARSEST = 1e-13, 1e-6
@@ -83,12 +76,21 @@ class LayerByLayer:
                 rows,
                 anchored,
                 precision=noise,
-                bounds=_pixel_bounds(problem),
+                bounds=pixel_bounds(problem),
                 settings=settings,
                 generator=generator,
             )
         inputs = self._claims(problem, found, labels, watch)
-        return _recovery(problem, found, inputs, labels, expired=watch.expired())
+        if inputs is None:
+            return Recovery(expired=watch.expired(), links=found.links)
+        return claim_of(
+            problem,
+            inputs,
+            labels,
+            status="read layer by layer",
+            expired=watch.expired(),
+            links=found.links,
+        )
 
     def _claims(self, problem: Problem, found: Walk, labels: Tensor, watch: Watch) -> Tensor | None:
         """The pictures (R, 1, C, H, W) of the readings; of a guess one, polished if it needs to be.
@@ -102,7 +104,7 @@ class LayerByLayer:
         named = labels.to(like.device)
         if all(link.solved for link in found.links):
             return inputs
-        if _objective(problem, inputs[0], named) <= tolerance_of(problem) ** 2:
+        if objective(problem, inputs[0], named) <= tolerance_of(problem) ** 2:
             return inputs[:1]
         steps = self.polish_steps
         return polish(problem, inputs[0], named, steps=steps, expired=watch.expired)[None]
@@ -130,33 +132,16 @@ def _cotangent(problem: Problem, labels: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _chain(problem: Problem) -> Chain | Broken:
     """The chain of the model in double precision."""
+
+    def read(recording: Recording) -> Chain | Broken:
+        return chain_of(recording, problem.gradient)
+
     module = problem.module
-    if isinstance(module, torch.jit.ScriptModule):
-        return Broken("a TorchScript model is not taken apart")
-    try:
-        found = _recorded(problem, module)
-        single = any(p.dtype != torch.float64 for p in module.parameters())
-        if isinstance(found, Broken) or not single:
-            return found
-        return _recorded(problem, copy.deepcopy(module).double())  # large: only when it is worth it
-    except (RuntimeError, ValueError) as error:
-        told = str(error).strip().splitlines()
-        return Broken(f"one sample in double precision is refused ({told[0] if told else 'error'})")
-
-
-def _recorded(problem: Problem, module: nn.Module) -> Chain | Broken:
-    """Two passes with different inputs have to be one program."""
-    like = next(iter(module.parameters()))
-    probe = like.new_full((1, *problem.knowledge.input_shape), 0.5)
-    recording = record(module, probe)[1]
-    found = chain_of(recording, problem.gradient)
-    if isinstance(found, Broken):
+    found = read_alone(problem, module, read)
+    single = any(p.dtype != torch.float64 for p in module.parameters())
+    if isinstance(found, Broken) or not single:
         return found
-    generator = torch.Generator().manual_seed(0)
-    other = torch.rand(probe.shape, generator=generator, dtype=torch.float64).to(like)
-    if not same_program(recording, record(module, other)[1]):
-        return Broken("what the model does depends on the values of its input")
-    return found
+    return read_alone(problem, copy.deepcopy(module).double(), read)  # large: only when worth it
 
 
 def _noise(problem: Problem, chain: Chain) -> float:
@@ -165,12 +150,7 @@ def _noise(problem: Problem, chain: Chain) -> float:
     Without errors the anchor's weight gradient has rank one, whatever the format can hold.
     """
     assert chain.anchor.weight is not None
-    matrix = problem.gradient[chain.anchor.weight].double()
-    row = matrix[int(matrix.norm(dim=1).argmax())]
-    direction = row / row.norm().clamp_min(torch.finfo(row.dtype).tiny)
-    apart = (matrix - (matrix @ direction)[:, None] * direction).norm()
-    seen = float(apart / matrix.norm().clamp_min(torch.finfo(row.dtype).tiny))
-    return max(problem.precision, seen)
+    return max(problem.precision, off_rank(problem.gradient[chain.anchor.weight].double()))
 
 
 def _two_readings(
@@ -189,40 +169,3 @@ def _reread(sent: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     drawn = torch.randn(sent.shape, generator=generator, dtype=torch.float64).to(sent)
     size = sent.abs() + sent.square().mean().sqrt()  # each entry's own rounding, and the sums'
     return torch.stack([sent, sent + noise * size * drawn])
-
-
-def _pixel_bounds(problem: Problem) -> Bounds:
-    like = torch.zeros(problem.knowledge.input_shape, dtype=torch.float64)
-    ends = (to_model_units(problem, like + end).flatten() for end in (0, 1))
-    return Bounds(*(end.to(next(iter(problem.gradient.values())).device) for end in ends))
-
-
-def _recovery(
-    problem: Problem, found: Walk, inputs: Tensor | None, labels: Tensor, *, expired: bool
-) -> Recovery:
-    if inputs is None:
-        return Recovery(expired=expired, links=found.links)
-    named = labels.to(inputs.device).expand(len(inputs), -1)
-    courses = tuple(
-        Course(
-            steps=(0,),
-            objective=(_objective(problem, row, label),),
-            snapshot_steps=(0,),
-            snapshots=row.float().cpu()[None],
-            status="read layer by layer",
-        )
-        for row, label in zip(inputs, named, strict=True)
-    )
-    return Recovery(
-        inputs=inputs,
-        input_labels=named,
-        courses=courses,
-        evaluations=len(inputs),
-        expired=expired,
-        links=found.links,
-    )
-
-
-def _objective(problem: Problem, inputs: Tensor, labels: Tensor) -> float:
-    residuals = residuals_of(problem, gradient_of(problem, inputs, labels)).values()
-    return sum(value**2 for value in residuals) / len(residuals)

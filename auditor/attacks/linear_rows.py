@@ -18,14 +18,12 @@ from torch import Tensor
 
 from auditor.attacks.base import Watch
 from auditor.attacks.first_linear import FirstLinear, first_linear
-from auditor.problem import to_pixels
+from auditor.problem import is_on_grid, to_pixels
 from auditor.records import Problem, Recovery
 
 _SIGNAL = 256.0  # times its error: a bias gradient below gives no picture
 _TIMES = 4.0  # errors that two readings of one sample may be apart
 _SHADOWS = 32  # numbers that stand for a picture when pictures are compared
-_ON_GRID = 0.1  # grey levels
-_LEVELS = 20  # different grey levels, at least, or the grid says little
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +56,11 @@ class LinearRows:
         with torch.no_grad():
             found = _quotients(problem, layer)
             groups = _groups(found, torch.Generator().manual_seed(seed))
-            on_grid = _on_grid(to_pixels(problem, found.pictures).double())
-        chosen = [group for group in groups if len(group) > 1 or bool(on_grid[group[0]])]
+
+        def counts(group: list[int]) -> bool:
+            return len(group) > 1 or is_on_grid(to_pixels(problem, found.pictures[group[0]]))
+
+        chosen = [group for group in groups if counts(group)]
         chosen = sorted(chosen, key=len, reverse=True)[: problem.knowledge.batch_size]
         if not chosen:
             return Recovery(read_from=layer.name)
@@ -99,11 +100,3 @@ def _groups(found: Quotients, generator: torch.Generator) -> list[list[int]]:
             left &= ~alike
             groups.append(alike.nonzero()[:, 0].tolist())
     return groups
-
-
-def _on_grid(pixels: Tensor) -> Tensor:
-    """Which pictures (L, C, H, W) are made of many grey levels, all multiples of 1/255, (L,)."""
-    levels = 255 * pixels.flatten(1)
-    near = ((levels - levels.round()).abs() < _ON_GRID).all(1)
-    many = [len(set(row.tolist())) >= _LEVELS for row in levels.round()]
-    return near & torch.tensor(many, dtype=torch.bool, device=near.device)

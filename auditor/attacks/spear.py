@@ -16,9 +16,9 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from auditor.attacks.base import Watch
+from auditor.attacks.closed_form import claim_of
 from auditor.attacks.first_linear import FirstLinear, first_linear
-from auditor.problem import gradient_of, residuals_of
-from auditor.records import Course, Problem, Recovery
+from auditor.records import Problem, Recovery
 from auditor.solve.row_space import RowSpace, row_space
 from auditor.solve.sparse_factors import expected_draws, sparse_factors
 
@@ -172,7 +172,8 @@ def _recovery(
     labels = [_labels(problem, row) for row in rows] if rows.shape[1] == size else [None]
     named = [label for label in labels if label is not None]
     if len(named) == len(rows):
-        return _claim(problem, rows, torch.stack(named), expired=expired)
+        status = "read from the zeros of ReLU"
+        return claim_of(problem, rows, torch.stack(named), status=status, expired=expired)
     chosen = rows[0][fit.view(len(rows), -1)[0]]
     if len(chosen) == 0:
         return nothing
@@ -183,14 +184,19 @@ def _labels(problem: Problem, inputs: Tensor) -> Tensor | None:
     """The labels (N,) of inputs (N, C, H, W): the head's gradient is linear in them.
 
     Sum over i of (p_i - y_i) e_i' = s G with features e_i, probabilities p_i and s the batch size
-    or 1. None without G, or when the features leave a choice.
+    or 1; the bias is one more feature, always 1. None without G, or when the features leave a
+    choice.
     """
     head, known = problem.trace.head, problem.knowledge
     if head.weight not in problem.gradient:
         return None
     features, logits = _features(problem, inputs)
+    sent = problem.gradient[head.weight].double().mT  # (E, K)
+    if head.bias in problem.gradient:  # features that batch norm centred need it
+        features = torch.cat([features, features.new_ones(len(inputs), 1)], 1)
+        sent = torch.cat([sent, problem.gradient[str(head.bias)].double()[None]])
     scale = len(inputs) if known.reduction == "mean" else 1
-    right = features.mT @ logits.softmax(1) - scale * problem.gradient[head.weight].double().mT
+    right = features.mT @ logits.softmax(1) - scale * sent
     sizes = torch.linalg.svdvals(features)
     if len(sizes) < len(inputs) or not sizes[-1] > _APART * sizes[0]:
         return None
@@ -208,19 +214,3 @@ def _features(problem: Problem, inputs: Tensor) -> tuple[Tensor, Tensor]:
         for place in range(len(inputs))
     ]
     return torch.stack(rows).double(), logits.detach().double()
-
-
-def _claim(problem: Problem, rows: Tensor, labels: Tensor, *, expired: bool) -> Recovery:
-    courses = []
-    for row, label in zip(rows, labels, strict=True):
-        apart = residuals_of(problem, gradient_of(problem, row, label)).values()
-        objective = sum(value**2 for value in apart) / len(apart)
-        film = row.float().cpu()[None]
-        courses.append(Course((0,), (objective,), (0,), film, "read from the zeros of ReLU"))
-    return Recovery(
-        inputs=rows,
-        input_labels=labels,
-        courses=tuple(courses),
-        evaluations=len(rows),
-        expired=expired,
-    )

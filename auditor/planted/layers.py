@@ -46,6 +46,17 @@ def recorded(module: nn.Module, shape: tuple[int, ...], count: int = 2) -> Recor
         return record(module, probe(module, shape, count))[1]
 
 
+def recorded_alone(module: nn.Module, shape: tuple[int, ...]) -> Recording:
+    """One forward pass of one sample, or of two where the model refuses one.
+
+    Batch norm of vectors in training mode does; what stands before it does not depend on it.
+    """
+    try:
+        return recorded(module, shape, 1)
+    except (RuntimeError, ValueError):
+        return recorded(module, shape, 2)
+
+
 def linear_layers(recording: Recording) -> tuple[LinearLayer, ...]:
     """Every linear layer on the way from the input to the output, in order."""
     layers = layers_of(recording)

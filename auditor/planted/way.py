@@ -29,9 +29,9 @@ _PIECES, _STEPS, _TOLERANCE = 5, 100, 1e-7
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """The operations from the input of the model to the input of a layer, for one sample."""
+    """The operations from the input of the model to the input of a layer."""
 
-    source: Node
+    source: Node  # of one sample, or of two where the model refuses one
     nodes: tuple[Node, ...]
     activations: int  # ReLUs among them
     like: Tensor  # dtype and device of the model
@@ -49,9 +49,11 @@ class Way:
 
     def forth(self, rows: Tensor) -> Tensor:
         """The layer's inputs (L, n) of pictures laid flat (L, D)."""
+        count, *shape = self.source.shape
 
         def one(row: Tensor) -> Tensor:
-            return replay(self.nodes, self.source, row.view(self.source.shape)).reshape(-1)
+            twice = row.view(1, *shape).repeat(count, *(1 for _ in shape))
+            return replay(self.nodes, self.source, twice)[0].reshape(-1)
 
         # What is written in place has the recorded shape.
         writes = any(node.call is not None and node.call.writes for node in self.nodes)
@@ -64,7 +66,7 @@ class Way:
         wanted = inputs.to(self.like)
         if self.trivial or len(wanted) == 0:
             return wanted, torch.ones(len(wanted), dtype=torch.bool, device=wanted.device)
-        found = self.like.new_full((len(wanted), math.prod(self.source.shape)), _GREY)
+        found = self.like.new_full((len(wanted), self._size), _GREY)
         for _ in range(_PIECES if self.activations else 1):
             found = found + self._step(found, wanted, expired)
         missed = (self.forth(found) - wanted).norm(dim=1)
@@ -83,18 +85,22 @@ class Way:
             expired=expired,
         ).x
 
+    @property
+    def _size(self) -> int:
+        """D."""
+        return math.prod(self.source.shape[1:])
+
     def keeps_everything(self) -> bool:
         """Whether a picture of noise comes back."""
         if self.trivial:
             return True
-        size = (1, math.prod(self.source.shape))
-        drawn = torch.rand(size, generator=torch.Generator().manual_seed(0)).to(self.like)
+        drawn = torch.rand(1, self._size, generator=torch.Generator().manual_seed(0)).to(self.like)
         found, _ = self.back(self.forth(drawn))
         return bool((found - drawn).norm() <= _LOST * drawn.norm())
 
 
 def way_to(layer: LinearLayer, recording: Recording, like: Tensor) -> Way | None:
-    """The way to a layer's input in a recording of one sample; None when it cannot be undone.
+    """The way to a layer's input in a recording; None when it cannot be undone.
 
     `like` has the dtype and device of the model.
     """

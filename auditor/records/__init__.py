@@ -34,6 +34,7 @@ from auditor.records.files import (
     Auxiliary,
     FileRef,
     GradientDump,
+    LanguageModel,
     LoadedModel,
     Metadata,
     Truth,
@@ -55,6 +56,7 @@ from auditor.records.terms import (
     Mode,
     Origin,
     Reduction,
+    Task,
 )
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "Kind",
     "Knowledge",
     "LabelClaim",
+    "LanguageModel",
     "LinkReport",
     "LoadedModel",
     "LocalTraining",
@@ -95,6 +98,7 @@ __all__ = [
     "Reduction",
     "Severity",
     "Skipped",
+    "Task",
     "Trace",
     "Truth",
     "Verdict",

@@ -89,6 +89,8 @@ class Exhibit:
     strip: tuple[str, ...]  # PNG, base64, on the way; the last one is the claim
     strip_steps: tuple[int, ...]
     truth: str | None  # PNG, base64, when the user gave the truth
+    text: str | None = None  # of a language model, in place of pictures
+    true_text: str | None = None  # when the user gave the truth
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class ModelSummary:
     architecture: str  # class name
     parameters: int
     classes: int
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  # empty: text
     mode: Mode
     notes: tuple[str, ...]
 

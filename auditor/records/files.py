@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from auditor.records.terms import Kind, Mode, Reduction
+from auditor.records.terms import Kind, Mode, Reduction, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,6 +51,15 @@ class LoadedModel:
     module: nn.Module
     file: FileRef
     notes: tuple[str, ...] = ()  # "prefix 'module.' removed", ...
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A transformers model with what belongs to it."""
+
+    model: LoadedModel
+    task: Task
+    tokenizer: object | None  # a PreTrainedTokenizerBase; None: the folder holds none
 
 
 @dataclass(frozen=True)

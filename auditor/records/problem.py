@@ -66,14 +66,18 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class Normalised:
-    """A convolution or linear layer whose output goes into a batch norm and nowhere else."""
+    """A convolution or linear layer whose output goes into a batch norm and nowhere else.
+
+    `rectified`: through ReLU, leaky ReLU or pooling.
+    """
 
     weight: str
     bias: str | None
     gain: str | None  # weight of the batch norm
     shift: str | None  # its bias
-    mean: Tensor  # (C,), running, less the layer's own bias
+    mean: Tensor  # (C,), running; of one that is not rectified less the layer's own bias
     deviation: Tensor  # (C,), running
+    rectified: bool = False
 
 
 @dataclass(frozen=True)

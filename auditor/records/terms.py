@@ -8,6 +8,7 @@ SCHEMA_VERSION = "1.0"
 
 Mode = Literal["eval", "train"]
 Reduction = Literal["mean", "sum"]
+Task = Literal["causal", "masked", "classification"]  # what a language model was trained for
 Kind = Literal["gradient", "update"]  # an update: the client's weights after training less before
 Origin = Literal["flag", "metadata", "deduced", "assumed"]
 Certainty = Literal["proved", "verified", "consistent", "measured", "estimated"]

@@ -1,4 +1,4 @@
-"""The command line as a report may show it: no directories, no labels."""
+"""The command line as a report may show it: no directories, no labels, no text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 # What follows these is truth about the client's data.
-_TRUTH = frozenset({"--label", "--index"})
+_TRUTH = frozenset({"--label", "--index", "--text"})
 REMOVED = "[removed]"
 
 

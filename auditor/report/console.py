@@ -56,7 +56,7 @@ def _headline(audit: Audit) -> Text:
 
 
 def _recognised(audit: Audit) -> list[Text]:
-    shape = "x".join(str(side) for side in audit.model.input_shape)
+    shape = "x".join(str(side) for side in audit.model.input_shape) or "text"
     model = f"model: {audit.model.architecture}, {audit.model.classes} classes, input {shape}"
     lines = [model, *(f"model: {note}" for note in audit.model.notes)]
     return [_clean(line) for line in [*lines, f"dump: {audit.dump.recognised}"]]

@@ -19,7 +19,8 @@ CERTAINTY: dict[Certainty, str] = {
     "proved": "A mathematical identity holds on this very dump, or, for a picture, the equations "
     "of every layer hold and leave nothing open. Given the premises, no other answer is possible.",
     "verified": "The gradient of the claim was computed anew and equals the dump in half of its "
-    "digits or more, in every tensor, and independent restarts reached the same answer.",
+    "digits or more, in every tensor, and independent restarts reached the same answer; of a text, "
+    "with the most similar other token in one place it does not.",
     "consistent": "The gradient of the claim is close to the dump, but nothing rules out "
     "another input with the same gradient.",
     "measured": "Compared with the true data that the user supplied.",
@@ -142,8 +143,8 @@ def size(count: int) -> str:
 
 
 def shape(sides: tuple[int, ...]) -> str:
-    """`3 × 32 × 32`."""
-    return " × ".join(str(side) for side in sides)
+    """`3 × 32 × 32`; no sides are those of a text."""
+    return " × ".join(str(side) for side in sides) or "text"
 
 
 def verdict_word(audit: Audit) -> str:

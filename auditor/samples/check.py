@@ -16,14 +16,19 @@ import math
 import torch
 from torch import Tensor
 
-from auditor.planted.layers import LinearLayer, linear_layers, recorded
+from auditor.planted.layers import LinearLayer, linear_layers, recorded_alone
 from auditor.planted.way import way_to
-from auditor.problem import is_in_range, is_one_gradient, loss_of, to_pixels, tolerance_of
+from auditor.problem import (
+    is_in_range,
+    is_on_grid,
+    is_one_gradient,
+    loss_of,
+    to_pixels,
+    tolerance_of,
+)
 from auditor.records import Certainty, Problem, Recovery
 from auditor.solve.row_space import RowSpace, row_space
 
-_ON_GRID = 0.1  # grey levels
-_LEVELS = 20  # between black and white: 0.2^20 is 1e-14, 0.5^20 is 1e-6
 _GRID_SPAN = 1e-3  # a mixture that was rounded to the grid is farther from the rows' space
 _MATCH = 2e-3  # relative: a factor that the client rounded in single precision
 _SIGNAL = 256.0  # roundings of the largest factor: one below is not compared
@@ -53,7 +58,7 @@ class _Rows:
 
     def __init__(self, problem: Problem, weight: str) -> None:
         self.problem = problem
-        recording = recorded(problem.module, problem.knowledge.input_shape, 1)
+        recording = recorded_alone(problem.module, problem.knowledge.input_shape)
         found = (layer for layer in linear_layers(recording) if layer.weight == weight)
         self.layer: LinearLayer | None = next(found, None)
         self.sent = problem.gradient[weight].double()
@@ -128,11 +133,3 @@ def _factors(problem: Problem, logits: Tensor, label: int, bias: Tensor) -> Tens
 
 def _equal(mine: Tensor, sent: Tensor, among: Tensor) -> int:
     return int((among & ((mine - sent).abs() <= _MATCH * sent.abs())).sum())
-
-
-def is_on_grid(pixels: Tensor) -> bool:
-    """Whether pixels 0..1 have many levels, and all are multiples of 1/255 to a tenth of one."""
-    levels = 255 * pixels.double()
-    whole = levels.round()
-    between = {level for level in whole.flatten().tolist() if 0 < level < 255}
-    return len(between) >= _LEVELS and bool(((levels - whole).abs() < _ON_GRID).all())

@@ -1,6 +1,7 @@
 """What every attack promises, on every problem."""
 
 import copy
+import functools
 import time
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
@@ -90,7 +91,7 @@ PROBLEMS = {
     ),
     "batch norm": lambda: _norm_client().problem(),
     "functional head": lambda: Client(_Functional(), *batch(2, 5)).problem(),
-    "colour": lambda: Client(tiny_lenet(channels=3), *batch(2, 4, shape=(3, 8, 8))).problem(
+    "colour": lambda: Client(tiny_lenet(channels=3), *batch(1, 4, shape=(3, 8, 8))).problem(
         mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
     ),
 }
@@ -146,31 +147,38 @@ def frozen(problem):
     }
 
 
+@functools.cache
+def answer(attack, name):
+    """What the attack says with seed 7 of a problem that it can look at, and that problem."""
+    problem = build(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)  # the global state must not matter
+        return problem, attack.run(problem, seed=7, watch=WATCH)
+
+
 @each_attack
 @each_problem
 def test_same_seed_same_answer_and_nothing_touched(attack, name):
     problem = build(name)
+    torch.manual_seed(5)
     before = frozen(problem)
     blocked = attack.blocked_by(problem)
     assert blocked is None or blocked.strip()
     assert equal(before, frozen(problem))
     if blocked is not None:
         return
-    first = attack.run(problem, seed=7, watch=WATCH)
+    found = attack.run(problem, seed=7, watch=WATCH)
     assert equal(before, frozen(problem))
-    torch.manual_seed(99)  # the global state must not matter
-    torch.rand(5)
-    assert equal(first, attack.run(problem, seed=7, watch=WATCH))
+    assert equal(found, answer(attack, name)[1])
     assert attack.blocked_by(problem) is None
 
 
 @each_attack
 @each_problem
 def test_shapes(attack, name):
-    problem = build(name)
-    if attack.blocked_by(problem) is not None:
+    if attack.blocked_by(build(name)) is not None:
         return
-    recovery = attack.run(problem, seed=0, watch=WATCH)
+    problem, recovery = answer(attack, name)
     classes, size = problem.trace.head.classes, problem.knowledge.batch_size
     claim = recovery.labels
     if claim is not None:

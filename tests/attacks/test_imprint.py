@@ -172,6 +172,17 @@ def test_kernels_that_pass_the_picture_on_are_undone(depth):
     assert which(read(had), had, within=1e-3) == set(alone)
 
 
+@pytest.mark.parametrize("make", [trap_net, passing_net])
+def test_batch_norm_behind_the_traps_is_not_in_the_way(make):
+    """In training mode it takes no single sample; the way to the traps is replayed with two."""
+    before = make()
+    module = nn.Sequential(*before[:-1], nn.BatchNorm1d(128), before[-1])
+    had = sent_by(module, 4, mode="train")
+    alone = alone_in_rows(before, had.inputs)
+    assert alone
+    assert which(read(had), had, within=1e-3) == set(alone)
+
+
 # --------------------------------------------------------------------------- nothing to read
 
 

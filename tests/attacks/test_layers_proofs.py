@@ -207,7 +207,7 @@ def test_two_branches_need_more_equations_than_unknowns(activation, why, seed):
     assert_no_false_proof(client, client.problem(gradients), seed=seed)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_two_classes_without_biases_have_two_labels(seed):
     """Features f of one label and -f of the other have the same gradient."""
 

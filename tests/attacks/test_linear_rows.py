@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from problems import WATCH
-from relu_batches import client_of, perceptron
+from relu_batches import client_of, perceptron, with_batch_norm
 from torch import nn
 
 from auditor.attacks.linear_rows import LinearRows
@@ -84,6 +84,19 @@ def test_nothing_is_verified_that_is_not_of_the_batch(seed, classes):
         assert word != "verified" or decibel > 60
 
 
+def test_batch_norm_behind_the_layer_is_not_in_the_way():
+    """In training mode it refuses one sample, but what stands before it takes one."""
+    had = client_of(4, module=with_batch_norm(3), mode="train")
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        had.module.train()(had.inputs[:1])
+    problem = had.problem()
+    recovery, evidence = read(problem)
+    found = nearest(had, problem, recovery.samples)
+    assert found.values.min() > 100
+    assert set(found.indices.tolist()) == rows_of_their_own(had)
+    assert set(evidence.samples) == {"verified"}
+
+
 def test_findings_say_how_many_and_not_which():
     had = client_of(4)
     problem = had.problem()
@@ -128,6 +141,8 @@ def test_units_that_are_on_for_all_give_nothing():
         (lambda: client_of(1).problem(), "images.layers reads one sample"),
         (lambda: client_of(3, module=perceptron(bias=False)).problem(), "no bias in the dump"),
         (lambda: client_of(3, module=perceptron(activation=nn.Sigmoid)).problem(), "no ReLU"),
+        (lambda: client_of(3, module=with_batch_norm(1), mode="train").problem(), "be undone"),
+        (lambda: client_of(3, module=with_batch_norm(2), mode="train").problem(), "no ReLU"),
     ],
 )
 def test_why_it_cannot_look(problem, words):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from problems import WATCH, Client, noised, rounded
-from relu_batches import Normalised, client_of, perceptron, pictures
+from relu_batches import Normalised, client_of, perceptron, pictures, with_batch_norm
 from torch import nn
 
 from auditor.attacks.base import Watch
@@ -62,6 +62,17 @@ def test_models_around_the_layer(make):
     recovery, evidence = read(problem)
     assert is_verified(problem, evidence)
     assert decibels(had, problem, recovery.inputs[0])[0] > 100
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_batch_norm_behind_the_layer_is_not_in_the_way(mode):
+    had = client_of(4, module=with_batch_norm(3), mode=mode)
+    problem = had.problem()
+    recovery, evidence = read(problem)
+    assert is_verified(problem, evidence)
+    worst, match = decibels(had, problem, recovery.inputs[0])
+    assert worst > 100
+    assert torch.equal(recovery.input_labels[0], had.labels[match])
 
 
 def test_model_units():
@@ -157,6 +168,7 @@ def written_late():
         (lambda: withheld(client_of(3), "1.weight"), "holds no gradient"),
         (lambda: client_of(3, module=perceptron(activation=nn.Tanh)).problem(), "no ReLU"),
         (lambda: written_late().problem(), "cannot be undone"),
+        (lambda: client_of(3, module=with_batch_norm(1), mode="train").problem(), "be undone"),
     ],
 )
 def test_why_it_cannot_look(problem, words):
