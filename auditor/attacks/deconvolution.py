@@ -37,6 +37,7 @@ from auditor.records import Course, LinkReport, Problem, Recovery
 
 _DIGITS = 1e-5  # relative precision of a dump; float16 and bfloat16 are coarser
 _FITS = 300.0  # times the precision: a factorisation whose taps fit worse is none
+_ENOUGH = 30.0  # times the precision: a residual at which no unit was misread
 _HOLDS = 1e-3  # relative residual of a feature's equations: above, it was not read
 _LAST = 6  # pictures of which the nearest is taken
 _PICTURES = 10  # snapshots on the way of one reading
@@ -127,7 +128,7 @@ class Deconvolution:
         settings = Settings(
             tolerance=max(precision / 100, 1e-13),
             steps=self.solver_steps,
-            enough=_FITS * precision,
+            enough=_ENOUGH * precision,
             expired=watch.expired,
             generator=generator,
         )
@@ -274,9 +275,10 @@ def _begun(peeling: Peeling, precision: float, watch: Watch) -> LinkReport:
     failed: list[LinkReport] = []
     for candidate in candidates_of(peeling.features, peeling.gradient):
         sent = peeling.gradient[candidate.weight]
-        factors = factorise(sent, *candidate.grid, limit=_FITS * precision)
+        limit = _FITS * precision
+        factors = factorise(sent, *candidate.grid, limit=limit, expired=watch.expired)
         link = _factorised(candidate, sent, 1.0 if factors is None else factors.misfit)
-        fits = factors is not None and factors.misfit <= _FITS * precision
+        fits = factors is not None and factors.misfit <= limit
         if factors is not None and fits and begin(peeling, candidate, factors, limit=_HOLDS):
             return link
         failed.append(replace(link, solved=False, status="no factors of full rank fit"))

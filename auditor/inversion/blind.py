@@ -19,6 +19,7 @@ taps. What the activations do is of no matter; neither is what stands above.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,9 @@ from auditor.solve import LinearMap, least_squares
 _SLANT = 0.6180339887  # weight of the second direction: keeps the eigenvalues of a grid apart
 _ROUNDS = 4  # of fitting the factors to each other, at most
 _WORTH = 1e-4  # relative misfit: what is worse than a hundred of it has nothing to do with factors
+_CLOSE = 100.0  # a misfit so far below the limit is the dump's rounding
 _SLOW = 0.9  # a round that leaves more of the misfit than this was the last
+_HOPELESS = 0.1  # the same before the limit is met: factors that there are converge at once
 _TOLERANCE, _STEPS = 1e-4, 500  # of the least squares inside a round
 
 
@@ -42,7 +45,14 @@ class Factors:
     misfit: float  # of all taps, relative to the gradient
 
 
-def factorise(sent: Tensor, height: int, width: int, *, limit: float) -> Factors | None:
+def factorise(
+    sent: Tensor,
+    height: int,
+    width: int,
+    *,
+    limit: float,
+    expired: Callable[[], bool] = lambda: False,
+) -> Factors | None:
     """The factors of `sent` (O, I, k, k), k odd and at least 3, of a convolution over a zero-padded
     grid that keeps its size. None where neither factor can have full rank, or nothing finite comes.
 
@@ -52,11 +62,11 @@ def factorise(sent: Tensor, height: int, width: int, *, limit: float) -> Factors
     found = []
     if sent.shape[0] >= places:
         cotangent = _left_factor(taps, height, width)
-        found.append(_fitted(taps, cotangent, None, (height, width), limit))
+        found.append(_fitted(taps, cotangent, None, (height, width), limit, expired))
     if sent.shape[1] >= places:
         turned = {(-a, -b): tap.mT for (a, b), tap in taps.items()}
         inputs = _left_factor(turned, height, width)
-        found.append(_fitted(taps, None, inputs, (height, width), limit))
+        found.append(_fitted(taps, None, inputs, (height, width), limit, expired))
     kept = [factors for factors in found if factors is not None and math.isfinite(factors.misfit)]
     return min(kept, key=lambda factors: factors.misfit, default=None)
 
@@ -147,6 +157,7 @@ def _fitted(
     inputs: Tensor | None,
     grid: tuple[int, int],
     limit: float,
+    expired: Callable[[], bool],
 ) -> Factors | None:
     """The other factor, and both fitted to each other: rounding errors grew on the way."""
     height, width = grid
@@ -162,15 +173,22 @@ def _fitted(
     if not best.misfit <= 100 * max(limit, _WORTH):
         return best
     for _ in range(_ROUNDS):
-        found = _improved(taps, best, height, width)
-        if not found.misfit <= _SLOW * best.misfit:
+        if best.misfit <= limit / _CLOSE:
+            break
+        found = _improved(taps, best, height, width, expired)
+        enough = _SLOW if best.misfit <= limit else _HOPELESS
+        if expired() or not found.misfit <= enough * best.misfit:
             break
         best = found
     return best
 
 
 def _improved(
-    taps: dict[tuple[int, int], Tensor], near: Factors, height: int, width: int
+    taps: dict[tuple[int, int], Tensor],
+    near: Factors,
+    height: int,
+    width: int,
+    expired: Callable[[], bool],
 ) -> Factors:
     """A Gauss-Newton step for both factors at once."""
     grid, (outputs, places) = (height, width), near.cotangent.shape
@@ -197,7 +215,12 @@ def _improved(
     apart = (torch.stack(list(taps.values())) - made(left, right)).flatten()[None]
     start = torch.zeros(1, left.numel() + right.numel(), dtype=left.dtype, device=left.device)
     solution = least_squares(
-        LinearMap(forward, adjoint), apart, start, tolerance=_TOLERANCE, max_steps=_STEPS
+        LinearMap(forward, adjoint),
+        apart,
+        start,
+        tolerance=_TOLERANCE,
+        max_steps=_STEPS,
+        expired=expired,
     )
     d_left, d_right = torch.split(solution.x.view(-1, places), [outputs, len(right)])
     left, right = left + d_left, right + d_right

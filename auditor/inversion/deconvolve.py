@@ -93,8 +93,8 @@ def begin(peeling: Peeling, candidate: Candidate, factors: Factors, *, limit: fl
     equations as there are channels. False where these miss by more than `limit`, relative, or the
     input is not what a ReLU can give.
     """
-    scale = scale_above(peeling.features, candidate.user, candidate.operator.node)
     told = peeling.gradient[candidate.shift]
+    scale = scale_above(peeling.features, candidate.user, candidate.operator.node, told)
     told = told * scale.flatten(2)[0, :, 0] if candidate.after_norm else told
     sums = factors.cotangent.sum(1)
     number = (sums @ told) / (sums @ sums)

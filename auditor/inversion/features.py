@@ -115,12 +115,12 @@ def elementwise_above(feature: Feature, node: Node) -> bool:
     return feature.pre in inside
 
 
-def scale_above(features: Features, feature: Feature, node: Node) -> Tensor:
+def scale_above(features: Features, feature: Feature, node: Node, like: Tensor) -> Tensor:
     """What each number of `node` is multiplied by on its way to the pre-activation."""
     assert feature.pre is not None
     with torch.enable_grad():
-        leaves = {n: torch.zeros(n.shape, dtype=torch.float64) for n in feature.below}
-        leaf = torch.zeros(node.shape, dtype=torch.float64).requires_grad_()
+        leaves = {below: like.new_zeros(below.shape) for below in feature.below}
+        leaf = like.new_zeros(node.shape).requires_grad_()
         values: dict[Node, Tensor] = {**leaves, node: leaf}
         for layer in feature.way:
             if layer.node is not node and all(

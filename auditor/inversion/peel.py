@@ -26,6 +26,7 @@ from auditor.inversion.features import Feature, Features, convolutions
 from auditor.inversion.layers import Operator, data_of
 
 _SURE = 3.0  # times the largest error that shows: values below count as zero
+_LARGEST = 1024  # places of a grid whose dense matrices are worth their memory
 _RELATIVE = 1e-6  # errors of other activations' values, of the largest
 
 
@@ -193,9 +194,9 @@ def _spots(
     """(P, k k, L): what each tap at each place of the output sees of each place of a channel."""
     call = operator.node.call
     assert call is not None
-    if call.args[8] != 1:
-        return None
     places = data.shape[2] * data.shape[3]
+    if call.args[8] != 1 or places > _LARGEST:
+        return None
     stride, padding, dilation = (tuple(call.args[place]) for place in (3, 4, 5))
     one = torch.eye(places, dtype=torch.float64, device=device).view(places, 1, *data.shape[2:])
     return F.unfold(one, shape[2:], dilation, padding, stride)

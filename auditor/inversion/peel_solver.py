@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from auditor.solve import LinearMap, Status, least_squares
 
 _DOUBT = 10.0  # a value within this factor of the margin may be on either side of zero
 _TURNS, _CANDIDATES = 4, 40  # units that are turned for one feature, and tried for each
+_FEW = 100  # steps of least squares to tell units apart
 _BETTER = 0.5  # of the residual: left by turning a unit that was misread
 _FAR = 10.0  # sizes of what the equations tell
 _DISTINCT = 1e-8  # relative squared singular value: below it the inverse would blow up
@@ -71,17 +72,23 @@ def _attempt(peeling: Peeling, feature: Feature, settings: Settings) -> Solved |
 def _turned(
     peeling: Peeling, feature: Feature, settings: Settings, before: Solved
 ) -> Solved | None:
-    """The solution with one unit above turned that leaves the least; None when none helps."""
+    """The solution with one unit above turned that leaves the least; None when none helps.
+
+    Which one is found out with few steps.
+    """
+    few = replace(settings, steps=min(_FEW, settings.steps))
+    plain = _attempt(peeling, feature, few)
+    reached = before.residual if plain is None else plain.residual
     best: tuple[float, Feature, Tensor] | None = None
     for user, unit in candidates(peeling, peeling.features.users(feature.node)):
         peeling.turn(user, unit)
-        found = _attempt(peeling, feature, settings)
+        found = _attempt(peeling, feature, few)
         peeling.turn(user, unit)
         if found is not None and (best is None or found.residual < best[0]):
             best = (found.residual, user, unit)
         if settings.expired() or (best is not None and best[0] <= settings.enough):
             break
-    if best is None or best[0] > _BETTER * before.residual:
+    if best is None or best[0] > _BETTER * reached:
         return None
     peeling.turn(best[1], best[2])
     return _attempt(peeling, feature, settings)
