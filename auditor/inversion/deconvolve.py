@@ -53,6 +53,8 @@ def candidates_of(features: Features, gradient: Mapping[str, Tensor]) -> Iterato
             fits = operator.weight in gradient and _keeps_grid(operator)
             if source is None or source.pre is None or shift is None or not fits:
                 continue
+            if features.users(source.node) != (user,):
+                continue  # a shortcut reads it too, and its cotangent is not known
             if source.is_relu and elementwise_above(user, operator.node):
                 yield Candidate(user, source, operator, *shift)
 

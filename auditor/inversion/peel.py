@@ -111,7 +111,8 @@ class Peeling:
         undone = self.undone[feature.node]
         known = undone.known ^ wrong
         self.undone[feature.node] = replace(undone, known=known, slope=known.to(undone.slope))
-        self.hand_from(feature, self.handed[feature.node].above)
+        if feature.node in self.handed:
+            self.hand_from(feature, self.handed[feature.node].above)
 
 
 def margin_of(value: Tensor) -> float:

@@ -6,6 +6,7 @@ from residual_nets import residual_client
 from torch.nn import functional as F
 
 from auditor.graph import again, record
+from auditor.inversion.deconvolve import candidates_of
 from auditor.inversion.features import convolutions, features_of
 from auditor.inversion.peel import Peeling, blocks_of, margin_of
 from auditor.inversion.peel_solver import Settings, read_feature, solve
@@ -154,3 +155,9 @@ def test_what_is_left_open_shows_in_a_random_start(seed):
     one = solve(silent, below.node.shape, SETTINGS)
     other = solve(silent, below.node.shape, drawn)
     assert float((one.value - other.value).norm() / one.value.norm()) > 0.1
+
+
+def test_only_convolutions_whose_input_nothing_else_reads_are_candidates():
+    known = Known()
+    found = [c.weight for c in candidates_of(known.features, known.gradient)]
+    assert found == ["two.conv2.weight", "three.conv2.weight"]
