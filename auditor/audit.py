@@ -20,12 +20,10 @@ from auditor.errors import UsageError
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
 from auditor.findings import findings_of, why_nothing, why_unfinished, worst_first
-from auditor.gate import judge
 from auditor.options import Options
 from auditor.planted.examination import model_findings
 from auditor.problem import make_problem
 from auditor.records import (
-    SCHEMA_VERSION,
     Assumption,
     AttackReport,
     Audit,
@@ -47,7 +45,7 @@ from auditor.records import (
     Skipped,
     Truth,
 )
-from auditor.verdict import draw_verdict
+from auditor.verdict import Shown, conclude
 
 Answer = Evidence | Skipped | Failed
 
@@ -115,21 +113,14 @@ def run_audit(
     )
     shown = [finding for found in findings.values() for finding in found]
     every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
-    caveats = _caveats(problem, case, every, evidence)
-    verdict = draw_verdict(every, reports, caveats)
-    audit = Audit(
-        schema_version=SCHEMA_VERSION,
-        verdict=verdict,
-        gate=judge(
-            verdict, every, reports, caveats, fail_on=fail_on, allow_inconclusive=allow_inconclusive
-        ),
-        findings=every,
-        attacks=reports,
-        caveats=caveats,
+    audit = conclude(
+        Shown(every, reports, _caveats(problem, case, every, evidence)),
+        evidence=options.evidence,
+        fail_on=fail_on,
+        allow_inconclusive=allow_inconclusive,
         assumptions=problem.knowledge.assumptions,
         model=_model_summary(problem, case),
         dump=_dump_summary(problem, case),
-        evidence=options.evidence,
         exhibits=_exhibits(problem, case, options, evidence),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )

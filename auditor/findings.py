@@ -34,7 +34,7 @@ from auditor.records import (
     Severity,
     Truth,
 )
-from auditor.rules import rule
+from auditor.rules import finding_of
 from auditor.samples.findings import sample_finding, why_more, why_no_sample
 from auditor.severity import input_severity, label_severity
 
@@ -42,9 +42,9 @@ _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
 _FOUND = 1e-4  # relative residual at which a search has found something
 _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
 _PROVED = (
-    "The picture was computed, not searched for: the equations of every layer determine its input, "
-    "a second reading with other rounding errors and another start ends within the rounding of a "
-    "pixel, and its gradient equals the dump."
+    "The picture was computed, not searched for: the equations of every layer that was read "
+    "determine its input, a second reading with other rounding errors and another start ends "
+    "within the rounding of a pixel, and its gradient equals the dump."
 )
 # What a claim is taken to be worth when nothing but its residual speaks for it.
 _UNCONFIRMED = {"equal": 30.0, "close": 20.0}
@@ -163,7 +163,9 @@ def _label_findings(
         if claim.upper is None:  # nobody said that there is one
             what = "The label of the only sample, or of all if the head cannot tell them apart, is"
         text = f"{what} proved by {', '.join(claim.statements)}."
-        return [_finding("GA101", severity, "proved", text, evidence, measures, claim.premises)]
+        return [
+            finding_of("GA101", severity, "proved", text, evidence.attack, measures, claim.premises)
+        ]
     found = []
     if proved:
         share = proved / size if size else None
@@ -173,13 +175,13 @@ def _label_findings(
             f"{int((claim.lower > 0).sum())} classes, are proved by {', '.join(claim.statements)}."
         )
         found.append(
-            _finding("GA102", severity, "proved", text, evidence, measures, claim.premises)
+            finding_of("GA102", severity, "proved", text, evidence.attack, measures, claim.premises)
         )
     if claim.estimate is not None and claim.statements:
         severity = label_severity(proved_share=0.0, complete=False, estimated=True)
         text = f"A best multiset of {size} labels was derived; {_error_rate(claim)}"
         more = [*measures, *_expectations(claim)]
-        found.append(_finding("GA103", severity, "estimated", text, evidence, more, ()))
+        found.append(finding_of("GA103", severity, "estimated", text, evidence.attack, more, ()))
     return found
 
 
@@ -264,12 +266,12 @@ def _measured_finding(evidence: Evidence, measured: _Measured) -> Finding:
     text = (
         f"{count} of {size} rebuilt pictures match the truth at {_RECOGNISABLE:.0f} dB or better."
     )
-    return _finding(
+    return finding_of(
         "GA203",
         measured.severity("measured"),
         "measured",
         text,
-        evidence,
+        evidence.attack,
         measured.measures(),
         ("the truth file is what the client had", *evidence.recovery.assumed),
     )
@@ -298,12 +300,12 @@ def _claimed_finding(
     if certainty == "proved":
         premises.append("the gradient is that of one sample (its rank was tested)")
     premises += evidence.recovery.assumed
-    return _finding(
+    return finding_of(
         "GA201" if verified else "GA202",
         severity,
         certainty,
         text,
-        evidence,
+        evidence.attack,
         _claim_measures(evidence),
         premises,
     )
@@ -366,26 +368,3 @@ def _claim_measures(evidence: Evidence) -> Sequence[Measure]:
     if evidence.agreement:
         measures.append(Measure("agreement, worst sample", min(evidence.agreement), "dB"))
     return measures
-
-
-def _finding(
-    code: str,
-    severity: Severity,
-    certainty: Certainty,
-    summary: str,
-    evidence: Evidence,
-    measures: Sequence[Measure],
-    premises: Sequence[str],
-) -> Finding:
-    entry = rule(code)
-    return Finding(
-        code,
-        entry.title,
-        severity,
-        certainty,
-        summary,
-        evidence.attack,
-        tuple(measures),
-        tuple(premises),
-        entry.remedy,
-    )

@@ -7,7 +7,10 @@ Reference ids: NIST AI 100-2 E2025 (NISTAML.032 data reconstruction), MITRE ATLA
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from auditor.records import Certainty, Finding, Measure, Severity
 
 _RECONSTRUCTION = ("NISTAML.032", "AML.T0024.001 (closest)", "ML03:2023")
 
@@ -239,6 +242,30 @@ RULES: tuple[Rule, ...] = (
         _RECONSTRUCTION,
     ),
 )
+
+
+def finding_of(
+    code: str,
+    severity: Severity,
+    certainty: Certainty,
+    summary: str,
+    attack: str,
+    measures: Sequence[Measure],
+    premises: Sequence[str] = (),
+) -> Finding:
+    """A finding with the title and the remedy of its code. Raises KeyError when there is none."""
+    entry = rule(code)
+    return Finding(
+        entry.code,
+        entry.title,
+        severity,
+        certainty,
+        summary,
+        attack,
+        tuple(measures),
+        tuple(premises),
+        entry.remedy,
+    )
 
 
 def rule(code: str) -> Rule:

@@ -1,8 +1,25 @@
-"""The first line of the report, drawn from findings, attacks and caveats. Plain data only."""
+"""The verdict drawn from findings, attacks and caveats, and the audit around it. Plain data."""
 
 from __future__ import annotations
 
-from auditor.records import AttackReport, Caveat, Finding, Severity, Verdict
+from dataclasses import dataclass
+from typing import Literal
+
+from auditor.gate import judge
+from auditor.records import (
+    SCHEMA_VERSION,
+    Assumption,
+    AttackReport,
+    Audit,
+    Caveat,
+    DumpSummary,
+    Exhibit,
+    Finding,
+    ModelSummary,
+    Provenance,
+    Severity,
+    Verdict,
+)
 from auditor.severity import band_of
 
 _CERTAINTY = {
@@ -68,3 +85,49 @@ def _unfinished(attack: AttackReport) -> bool:
 def _severity(findings: tuple[Finding, ...]) -> Severity:
     score = max((finding.severity.score for finding in findings), default=0.0)
     return Severity(score, band_of(score))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the attacks came to, before the verdict."""
+
+    findings: tuple[Finding, ...]  # worst first
+    reports: tuple[AttackReport, ...]
+    caveats: tuple[Caveat, ...]
+
+
+def conclude(
+    shown: Shown,
+    *,
+    evidence: Literal["none", "separate", "embed"],
+    fail_on: str | None,
+    allow_inconclusive: bool,
+    assumptions: tuple[Assumption, ...],
+    model: ModelSummary,
+    dump: DumpSummary,
+    exhibits: tuple[Exhibit, ...],
+    provenance: Provenance,
+) -> Audit:
+    """Draw the verdict, ask the gate, and lay down the record, for pictures and texts alike."""
+    verdict = draw_verdict(shown.findings, shown.reports, shown.caveats)
+    return Audit(
+        schema_version=SCHEMA_VERSION,
+        verdict=verdict,
+        gate=judge(
+            verdict,
+            shown.findings,
+            shown.reports,
+            shown.caveats,
+            fail_on=fail_on,
+            allow_inconclusive=allow_inconclusive,
+        ),
+        findings=shown.findings,
+        attacks=shown.reports,
+        caveats=shown.caveats,
+        assumptions=assumptions,
+        model=model,
+        dump=dump,
+        evidence=evidence,
+        exhibits=exhibits,
+        provenance=provenance,
+    )

@@ -9,11 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from auditor.attacks.labels import label_claim
 from auditor.graph import Recording, record, same_program
 from auditor.inversion.constraints import Bounds
 from auditor.inversion.layers import Broken
 from auditor.planted.layers import recorded_alone
-from auditor.problem import gradient_of, residuals_of, to_model_units
+from auditor.problem import gradient_of, is_one_gradient, residuals_of, to_model_units
 from auditor.records import Course, LinkReport, Problem, Recovery
 
 T = TypeVar("T")
@@ -54,6 +55,20 @@ def read_alone(
 def _refused(what: str, error: Exception) -> str:
     told = str(error).strip().splitlines()
     return f"{what} is refused ({told[0] if told else 'error'})"
+
+
+def why_not_one_sample(problem: Problem) -> str | None:
+    """Why a dump cannot be read as one gradient of one sample with its label; None when it can."""
+    size = problem.knowledge.batch_size
+    if size is None:
+        return "the batch size is unknown: say it with --batch-size"
+    if size != 1:
+        return "it reads one sample; the dump is of a batch"
+    if not is_one_gradient(problem):
+        return "it reads one gradient; the dump is an update of several or unknown steps"
+    if label_claim(problem).estimate is None:
+        return "the head's gradient gives no label to check the picture with"
+    return None
 
 
 def off_rank(matrix: Tensor) -> float:

@@ -13,7 +13,6 @@ walk through branches are our own.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -21,18 +20,20 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.base import Milestone, Watch
-from auditor.attacks.closed_form import read_alone
+from auditor.attacks.closed_form import read_alone, why_not_one_sample
 from auditor.attacks.labels import label_claim
 from auditor.graph import Recording
+from auditor.inversion.accounts import Account, compared, factorised, read_off, searched
 from auditor.inversion.blind import factorise
-from auditor.inversion.deconvolve import Candidate, begin, candidates_of
+from auditor.inversion.deconvolve import begin, candidates_of
 from auditor.inversion.descent import Steps, find_picture
-from auditor.inversion.features import Feature, Features, features_of
+from auditor.inversion.features import Features, features_of
 from auditor.inversion.layers import Broken
 from auditor.inversion.peel import Peeling
-from auditor.inversion.peel_solver import Settings, Solved, read_feature
-from auditor.inversion.targets import Targets, targets_of
-from auditor.problem import gradient_of, is_one_gradient, residuals_of, to_model_units
+from auditor.inversion.peel_solver import Settings, read_feature
+from auditor.inversion.rounding import disturbed
+from auditor.inversion.targets import targets_of
+from auditor.problem import gradient_of, residuals_of, to_model_units
 from auditor.records import Course, LinkReport, Problem, Recovery
 
 _DIGITS = 1e-5  # relative precision of a dump; float16 and bfloat16 are coarser
@@ -64,7 +65,7 @@ class Deconvolution:
         found = _features(problem)
         if isinstance(found, Broken):
             return found.reason
-        if not any(True for _ in candidates_of(found, problem.gradient)):
+        if not any(True for _ in candidates_of(found, _shifts(problem), problem.gradient)):
             return (
                 "no convolution of the network has at least as many channels as places, an input "
                 "that an activation made, and a bias (or batch norm) with a gradient after it"
@@ -82,7 +83,7 @@ class Deconvolution:
             if watch.expired() or (found and found[-1].picture is None):
                 break
             found.append(self._read(problem, features, number, generator, watch))
-        links = found[0].links if found else ()
+        links = compared([reading.links for reading in found])
         pictures = [reading for reading in found if reading.picture is not None]
         if not pictures:
             return Recovery(expired=watch.expired(), links=links)
@@ -108,10 +109,10 @@ class Deconvolution:
         """One reading, without a picture where no convolution could be factorised."""
         gradient = {name: sent.double() for name, sent in problem.gradient.items()}
         if number:
-            gradient = {n: _reread(g, problem.precision, generator) for n, g in gradient.items()}
+            gradient = {n: disturbed(g, problem.precision, generator) for n, g in gradient.items()}
         peeling = Peeling(features, gradient)
-        first = _begun(peeling, problem.precision, watch)
-        if not first.solved:
+        first = _begun(peeling, problem, watch)
+        if not first.report.solved:
             return _Reading((first,))
         drawn = generator if number else None
         links = [first, *self._peel(peeling, problem.precision, drawn, watch)]
@@ -123,7 +124,7 @@ class Deconvolution:
         precision: float,
         generator: torch.Generator | None,
         watch: Watch,
-    ) -> Iterator[LinkReport]:
+    ) -> Iterator[Account]:
         """Read feature after feature, as long as its equations hold."""
         settings = Settings(
             tolerance=max(precision / 100, 1e-13),
@@ -142,7 +143,7 @@ class Deconvolution:
                 if solved is None or not solved.residual <= _HOLDS:
                     return
                 peeling.know(feature, solved.value)
-                yield _link(feature, solved)
+                yield Account(read_off(feature, solved), feature.node, solved.value)
             if feature.pre is not None:
                 peeling.hand_down(feature)
 
@@ -153,7 +154,7 @@ class Deconvolution:
         number: int,
         generator: torch.Generator,
         watch: Watch,
-        links: list[LinkReport],
+        links: list[Account],
     ) -> _Reading:
         given = peeling.features.recording.given
         if given in peeling.values:
@@ -173,14 +174,14 @@ class Deconvolution:
             watch=film.see,
             expired=watch.expired,
         )
-        links.append(_searched(targets, float(solution.value) ** 0.5, solution.steps))
+        links.append(Account(searched(targets, solution)))
         picture = film.nearest(solution.x.view_as(start))
         return film.reading(picture, tuple(links), solution.status[0].value, solution.evaluations)
 
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    links: tuple[LinkReport, ...]
+    links: tuple[Account, ...]
     picture: Tensor | None = None  # (1, C, H, W), model units
     course: Course | None = None
     evaluations: int = 0
@@ -224,7 +225,7 @@ class _Film:
         return min([picture, *self.last], key=worst)
 
     def reading(
-        self, picture: Tensor, links: tuple[LinkReport, ...], status: str, evaluations: int
+        self, picture: Tensor, links: tuple[Account, ...], status: str, evaluations: int
     ) -> _Reading:
         shown = [*self.snapshots[: _PICTURES - 1], (self.steps[-1], picture.float().cpu())]
         course = Course(
@@ -239,16 +240,11 @@ class _Film:
 
 def _unsuited(problem: Problem) -> str | None:
     """What about the dump, whatever the network, keeps this from working."""
-    known = problem.knowledge
-    if known.batch_size != 1 or not is_one_gradient(problem):
-        return "it reads one gradient of one sample, and the dump is not known to be one"
     if problem.precision > _DIGITS:
         return "the dump carries too few digits: a factorisation makes rounding errors grow"
-    if known.mode == "train" and problem.trace.batch_norm:
+    if problem.knowledge.mode == "train" and problem.trace.batch_norm:
         return "batch norm in training mode ties all places of a channel together"
-    if label_claim(problem).estimate is None:
-        return "the head's gradient gives no label to check the picture with"
-    return None
+    return why_not_one_sample(problem)
 
 
 def _features(problem: Problem) -> Features | Broken:
@@ -267,30 +263,29 @@ def _features(problem: Problem) -> Features | Broken:
     return read_alone(problem, module, read)
 
 
-def _begun(peeling: Peeling, precision: float, watch: Watch) -> LinkReport:
+def _shifts(problem: Problem) -> dict[str, str]:
+    """The batch norm's shift right after each layer, by the layer's weight."""
+    return {n.weight: n.shift for n in problem.trace.normalised if n.shift and not n.rectified}
+
+
+def _begun(peeling: Peeling, problem: Problem, watch: Watch) -> Account:
     """Factorise the lowest convolution that can be, and take what it gives for known.
 
     Where none can be, the report of the one that came nearest.
     """
     failed: list[LinkReport] = []
-    for candidate in candidates_of(peeling.features, peeling.gradient):
+    limit = _FITS * problem.precision
+    for candidate in candidates_of(peeling.features, _shifts(problem), peeling.gradient):
         sent = peeling.gradient[candidate.weight]
-        limit = _FITS * precision
         factors = factorise(sent, *candidate.grid, limit=limit, expired=watch.expired)
-        link = _factorised(candidate, sent, 1.0 if factors is None else factors.misfit)
+        link = factorised(candidate, sent, 1.0 if factors is None else factors.misfit)
         fits = factors is not None and factors.misfit <= limit
         if factors is not None and fits and begin(peeling, candidate, factors, limit=_HOLDS):
-            return link
+            return Account(link, candidate.source.node, peeling.values[candidate.source.node])
         failed.append(replace(link, solved=False, status="no factors of full rank fit"))
         if watch.expired():
             break
-    return min(failed, key=lambda link: link.residual)
-
-
-def _reread(sent: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """With errors of the size that its own may have."""
-    drawn = torch.randn(sent.shape, generator=generator, dtype=torch.float64).to(sent)
-    return sent + noise * sent.abs() * drawn
+    return Account(min(failed, key=lambda link: link.residual))
 
 
 def _start(problem: Problem, number: int, generator: torch.Generator) -> Tensor:
@@ -299,45 +294,3 @@ def _start(problem: Problem, number: int, generator: torch.Generator) -> Tensor:
     grey = torch.full(shape, 0.5, dtype=torch.float64)
     drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
     return to_model_units(problem, drawn if number else grey)
-
-
-def _factorised(candidate: Candidate, sent: Tensor, misfit: float) -> LinkReport:
-    places = candidate.grid[0] * candidate.grid[1]
-    return LinkReport(
-        layer=candidate.weight,
-        unknowns=(sent.shape[0] + sent.shape[1]) * places,
-        equations=sent.numel(),
-        undetermined=0,
-        gap=0.0,
-        residual=misfit,
-        condition=1.0,
-        steps=0,
-        status="factorised",
-        constrained=False,
-        solved=True,
-    )
-
-
-def _link(feature: Feature, solved: Solved) -> LinkReport:
-    return LinkReport(
-        layer=f"output of {feature.name}",
-        unknowns=solved.value.numel(),
-        equations=solved.equations,
-        undetermined=0,
-        gap=0.0,
-        residual=solved.residual,
-        condition=solved.condition,
-        steps=solved.steps,
-        status=solved.status.value,
-        constrained=False,
-        solved=True,
-    )
-
-
-def _searched(targets: Targets, residual: float, steps: int) -> LinkReport:
-    """The last link: searched, so it is not said that nothing is left open."""
-    unknowns = math.prod(targets.hidden[0].node.shape)
-    return replace(
-        LinkReport("picture", unknowns, 0, 0, 0.0, residual, 1.0, steps, "", False, False),
-        status="searched",
-    )

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.base import Watch
-from auditor.attacks.closed_form import claim_of, objective, off_rank, pixel_bounds, read_alone
+from auditor.attacks.closed_form import (
+    claim_of,
+    objective,
+    off_rank,
+    pixel_bounds,
+    read_alone,
+    why_not_one_sample,
+)
 from auditor.attacks.labels import label_claim
 from auditor.attacks.second_order import polish
 from auditor.graph import Recording
@@ -24,8 +31,9 @@ from auditor.inversion.activations import has_pattern
 from auditor.inversion.anchor import read_anchor
 from auditor.inversion.layers import Broken, Chain, chain_of
 from auditor.inversion.link_solver import Settings
+from auditor.inversion.rounding import disturbed
 from auditor.inversion.walk import Walk, walk
-from auditor.problem import is_one_gradient, loss_of, tolerance_of
+from auditor.problem import loss_of, tolerance_of
 from auditor.records import Problem, Recovery
 
 # Tolerances of a least-squares problem: double precision, and what a coarse dump is still worth.
@@ -43,15 +51,9 @@ class LayerByLayer:
     title: str = "Images read layer by layer (closed form and least squares)"
 
     def blocked_by(self, problem: Problem) -> str | None:
-        size = problem.knowledge.batch_size
-        if size is None:
-            return "the batch size is unknown: say it with --batch-size"
-        if size != 1:
-            return "it reads one sample; the dump is of a batch"
-        if not is_one_gradient(problem):
-            return "it reads one gradient; the dump is an update of several or unknown steps"
-        if label_claim(problem).estimate is None:
-            return "the head's gradient gives no label to check the picture with"
+        unsuited = why_not_one_sample(problem)
+        if unsuited is not None:
+            return unsuited
         chain = _chain(problem)
         return chain.reason if isinstance(chain, Broken) else None
 
@@ -159,13 +161,5 @@ def _two_readings(
     """The dump, and the dump with errors of the size that its own may have: (2, *shape)."""
     operators = [chain.anchor, *(link.operator for link in chain.links if link.operator)]
     names = {name for o in operators for name in (o.weight, o.bias) if name in problem.gradient}
-    return {
-        name: _reread(problem.gradient[name].double(), noise, generator)
-        for name in sorted(name for name in names if name is not None)
-    }
-
-
-def _reread(sent: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(sent.shape, generator=generator, dtype=torch.float64).to(sent)
-    size = sent.abs() + sent.square().mean().sqrt()  # each entry's own rounding, and the sums'
-    return torch.stack([sent, sent + noise * size * drawn])
+    sent = {name: problem.gradient[name].double() for name in sorted(n for n in names if n)}
+    return {n: torch.stack([one, disturbed(one, noise, generator)]) for n, one in sent.items()}

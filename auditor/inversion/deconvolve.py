@@ -15,7 +15,7 @@ from auditor.inversion.features import (
     elementwise_above,
     scale_above,
 )
-from auditor.inversion.layers import Layer, Operator, data_of
+from auditor.inversion.layers import Operator, data_of
 from auditor.inversion.peel import Peeling
 
 _NEGATIVE = 1e-2  # of the largest value: a ReLU's output is nowhere below
@@ -41,22 +41,28 @@ class Candidate:
         return height, width
 
 
-def candidates_of(features: Features, gradient: Mapping[str, Tensor]) -> Iterator[Candidate]:
-    """Those nearest to the picture first: least is left to read below them."""
+def candidates_of(
+    features: Features, shifts: Mapping[str, str], gradient: Mapping[str, Tensor]
+) -> Iterator[Candidate]:
+    """Those nearest to the picture first: least is left to read below them.
+
+    `shifts`: that of the batch norm right after a layer, by the layer's weight.
+    """
     by_node = {feature.node: feature for feature in features.each}
     for user in features.each:
         if user.pre is None:
             continue
         for operator in convolutions(user, features.recording):
             source = by_node.get(data_of(operator))
-            shift = _shift_of(user, operator, gradient)
+            after_norm = operator.bias not in gradient
+            shift = shifts.get(str(operator.weight)) if after_norm else operator.bias
             fits = operator.weight in gradient and _keeps_grid(operator)
-            if source is None or source.pre is None or shift is None or not fits:
+            if source is None or source.pre is None or shift not in gradient or not fits:
                 continue
             if features.users(source.node) != (user,):
                 continue  # a shortcut reads it too, and its cotangent is not known
             if source.is_relu and elementwise_above(user, operator.node):
-                yield Candidate(user, source, operator, *shift)
+                yield Candidate(user, source, operator, str(shift), after_norm)
 
 
 def _keeps_grid(operator: Operator) -> bool:
@@ -68,24 +74,6 @@ def _keeps_grid(operator: Operator) -> bool:
     odd = sizes[2] == sizes[3] and sizes[2] % 2 == 1 and sizes[2] >= 3
     plain = {*stride, *dilation} == {1} and set(padding) == {sizes[2] // 2}
     return odd and plain and not turned and groups == 1 and max(sizes[:2]) >= places
-
-
-def _shift_of(
-    user: Feature, operator: Operator, gradient: Mapping[str, Tensor]
-) -> tuple[str, bool] | None:
-    if operator.bias in gradient:
-        return str(operator.bias), False
-    norm = _norm_after(user, operator)
-    names = [] if norm is None else [name for name in norm.parameters if name in gradient]
-    return (names[-1], True) if len(names) == 2 else None
-
-
-def _norm_after(user: Feature, operator: Operator) -> Layer | None:
-    """The batch norm that takes the convolution's output."""
-    for layer in user.way:
-        if layer.kind == "batch norm" and operator.node in layer.node.parents:
-            return layer
-    return None
 
 
 def begin(peeling: Peeling, candidate: Candidate, factors: Factors, *, limit: float) -> bool:

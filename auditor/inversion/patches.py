@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from auditor.inversion.embedding import PatchEmbedding
+from auditor.inversion.rounding import disturbed
 from auditor.inversion.systems import Affine, Patches, patches_of
 from auditor.records import LinkReport
 
@@ -38,7 +39,7 @@ class Equations:
     def disturbed(self, noise: float, generator: torch.Generator) -> Equations:
         """With fresh errors of relative size `noise`, as rounding makes them."""
         return Equations(
-            _disturbed(self.tokens, noise, generator), _disturbed(self.weights, noise, generator)
+            disturbed(self.tokens, noise, generator), disturbed(self.weights, noise, generator)
         )
 
 
@@ -190,9 +191,3 @@ def _noise_floor(tokens: Tensor, noise: float) -> Tensor:
     _, width, count = tokens.shape
     each = noise * tokens.flatten(1).square().mean(1).sqrt()
     return _MARGIN * each * (math.sqrt(width) + math.sqrt(count))
-
-
-def _disturbed(sent: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(sent.shape, generator=generator, dtype=torch.float64).to(sent)
-    size = sent.abs() + sent.square().mean().sqrt()  # each entry's own rounding, and the sums'
-    return sent + noise * size * drawn

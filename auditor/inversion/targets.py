@@ -114,9 +114,7 @@ def values_of(
         found = features.evaluate(feature.way, known)
         if leak and feature.is_relu and feature.pre is not None:
             pre = found[feature.pre]
-            values[feature.node] = leak * pre + (pre.clamp_min(0) - leak * pre).detach()
-            on = (pre > 0).detach()
-            values[feature.node] = torch.where(on, pre, values[feature.node])
+            values[feature.node] = torch.where(pre > 0, pre, leak * (pre - pre.detach()))
         else:
             values[feature.node] = again(feature.node, found)
     return values

@@ -17,7 +17,7 @@ from auditor.inversion.layers import Layer, layers_of
 from auditor.planted.layers import LinearLayer, linear_layers, recorded
 from auditor.planted.statistics import fishes, imprint_bins, passed_on, trap_halves
 from auditor.records import Finding, Head, Measure, Problem
-from auditor.rules import rule
+from auditor.rules import finding_of
 from auditor.severity import input_severity
 
 _POOLS = frozenset({"max_pool2d_with_indices", "max_pool2d"})
@@ -38,16 +38,14 @@ def model_findings(problem: Problem) -> tuple[Finding, ...]:
     """What the model itself shows, without the dump: one finding a layer of concern."""
     severity = input_severity(certainty="estimated", psnr=_CLEAR, share=1.0)
     return tuple(
-        Finding(
-            code=seen.code,
-            title=rule(seen.code).title,
-            severity=severity,
-            certainty="estimated",
-            summary=seen.summary,
-            attack="model",
-            measures=seen.measures,
-            premises=("the weights in the model file are those that the client trained with",),
-            remedy=rule(seen.code).remedy,
+        finding_of(
+            seen.code,
+            severity,
+            "estimated",
+            seen.summary,
+            "model",
+            seen.measures,
+            ("the weights in the model file are those that the client trained with",),
         )
         for seen in examine_model(problem.module, problem.knowledge.input_shape, problem.trace.head)
     )

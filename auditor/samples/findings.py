@@ -8,7 +8,7 @@ from torch import Tensor
 from auditor.metrics import psnr
 from auditor.problem import to_pixels
 from auditor.records import Certainty, Evidence, Finding, Measure, Problem, Truth
-from auditor.rules import rule
+from auditor.rules import finding_of
 from auditor.severity import input_severity
 
 _EXACT, _UNCONFIRMED = 59.0, 30.0  # dB that a verified sample, and another one, are taken for
@@ -34,17 +34,14 @@ def sample_finding(problem: Problem, evidence: Evidence, truth: Truth | None) ->
         measures.append(Measure("PSNR, median (measured)", float(decibels.median()), "dB"))
         worth = min(worth, float(decibels.max()))
     severity = input_severity(certainty=certainty, psnr=worth, share=share)
-    entry = rule("GA204")
-    return Finding(
-        entry.code,
-        entry.title,
+    return finding_of(
+        "GA204",
         severity,
         certainty,
         _text(certain, len(shown), size),
         evidence.attack,
-        tuple(measures),
+        measures,
         ("model and loss are as listed under assumptions",),
-        entry.remedy,
     )
 
 

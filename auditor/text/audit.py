@@ -16,11 +16,9 @@ from auditor.attacks import Milestone, Watch
 from auditor.audit import provenance_of, share_of, told_of, why_not
 from auditor.errors import UsageError
 from auditor.findings import worst_first
-from auditor.gate import judge
 from auditor.inputs.transformers_folder import silenced
 from auditor.options import Options
 from auditor.records import (
-    SCHEMA_VERSION,
     AttackReport,
     Audit,
     Caveat,
@@ -42,7 +40,7 @@ from auditor.text.exhibits import most_telling_text, text_exhibits
 from auditor.text.findings import text_findings_of, why_more_text, why_no_text
 from auditor.text.problem import make_text_problem
 from auditor.text.records import TextEvidence, TextKnowledge, TextProblem, TextTruth
-from auditor.verdict import draw_verdict
+from auditor.verdict import Shown, conclude
 
 Answer = TextEvidence | Skipped | Failed
 # A verdict that rests on a text that was re-derived or measured is not voided by a caveat.
@@ -102,22 +100,14 @@ def run_text_audit(
     if any(is_verified_text(each) for each in evidence):  # no leak can be larger than all of it
         reports = tuple(replace(r, reason="") if r.outcome == "leak" else r for r in reports)
     every = worst_first(finding for found in findings.values() for finding in found)
-    caveats = _caveats(problem, case, every)
-    verdict = draw_verdict(every, reports, caveats)
-    gate = judge(
-        verdict, every, reports, caveats, fail_on=fail_on, allow_inconclusive=allow_inconclusive
-    )
-    audit = Audit(
-        schema_version=SCHEMA_VERSION,
-        verdict=verdict,
-        gate=gate,
-        findings=every,
-        attacks=reports,
-        caveats=caveats,
+    audit = conclude(
+        Shown(every, reports, _caveats(problem, case, every)),
+        evidence=options.evidence,
+        fail_on=fail_on,
+        allow_inconclusive=allow_inconclusive,
         assumptions=problem.knowledge.assumptions,
         model=_model_summary(problem, case),
         dump=_dump_summary(case),
-        evidence=options.evidence,
         exhibits=_exhibits(problem, case, options, evidence),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from auditor.findings import worst_first
 from auditor.metrics import label_accuracy
 from auditor.records import Certainty, Finding, Measure, Severity
-from auditor.rules import rule
+from auditor.rules import finding_of
 from auditor.severity import label_severity, text_severity, token_severity
 from auditor.text.evidence import filled, is_verified_text, readable, sequences_of
 from auditor.text.metrics import matched, rouge_l, rouge_n, token_accuracy
@@ -152,7 +152,7 @@ def _claimed_finding(
     text = _claim_text(evidence, count, size)
     code = "GA501" if sure else "GA502"
     premises = (_MODEL, *evidence.recovery.notes)
-    return _finding(code, severity, certainty, text, evidence, measures, premises)
+    return finding_of(code, severity, certainty, text, evidence.attack, measures, premises)
 
 
 def _claim_text(evidence: TextEvidence, count: int, size: int) -> str:
@@ -215,8 +215,8 @@ def _measured_finding(evidence: TextEvidence, measured: _Measured) -> Finding:
         f"{_RECOGNISABLE} or better; {measured.exact} of them are exact."
     )
     premises = ("the truth is what the client had",)
-    return _finding(
-        "GA503", measured.severity, "measured", text, evidence, measured.measures(), premises
+    return finding_of(
+        "GA503", measured.severity, "measured", text, evidence.attack, measured.measures(), premises
     )
 
 
@@ -240,7 +240,7 @@ def _token_findings(
     if truth is not None:
         measures.append(Measure("token set, F1 (measured)", _set_likeness(claim, truth), ""))
     severity = token_severity(certainty=word, complete=claim.complete)
-    return [_finding("GA504", severity, word, text, evidence, measures, claim.premises)]
+    return [finding_of("GA504", severity, word, text, evidence.attack, measures, claim.premises)]
 
 
 def _set_likeness(claim: TokenSet, truth: TextTruth) -> float:
@@ -266,35 +266,12 @@ def _label_findings(
         verb = "follows" if len(claim) == 1 else "follow"
         text = f"{what} {verb} from the signs of the head's gradient."
         premises = (_MODEL, f"the batch is {len(claim)} texts" if len(claim) > 1 else _SINGLE)
-        return [_finding("GA101", severity, word, text, evidence, measures, premises)]
+        return [finding_of("GA101", severity, word, text, evidence.attack, measures, premises)]
     severity = label_severity(proved_share=0.0, complete=False, estimated=True)
     text = f"A best multiset of {len(claim)} classes was derived; it is an estimate, uncalibrated."
-    return [_finding("GA103", severity, "estimated", text, evidence, measures, ())]
+    return [finding_of("GA103", severity, "estimated", text, evidence.attack, measures, ())]
 
 
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return sum(found) / len(found)
-
-
-def _finding(
-    code: str,
-    severity: Severity,
-    certainty: Certainty,
-    summary: str,
-    evidence: TextEvidence,
-    measures: Sequence[Measure],
-    premises: Sequence[str],
-) -> Finding:
-    entry = rule(code)
-    return Finding(
-        code,
-        entry.title,
-        severity,
-        certainty,
-        summary,
-        evidence.attack,
-        tuple(measures),
-        tuple(premises),
-        entry.remedy,
-    )

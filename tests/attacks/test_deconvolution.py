@@ -31,6 +31,7 @@ def test_a_picture_is_read_down_to_the_pixels(seed):
     assert float(psnr(found.inputs[0], had.inputs.double())) > 100
     assert found.links[0].status == "factorised"
     assert found.links[-1].layer == "output of picture"
+    assert all(0 < link.gap < 1e-3 for link in found.links)  # measured between the two readings
     evidence = examine(problem, found, attack=ATTACK.name, seconds=1.0)
     assert is_proved(problem, evidence)
 

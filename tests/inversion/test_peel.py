@@ -10,6 +10,7 @@ from auditor.inversion.deconvolve import candidates_of
 from auditor.inversion.features import convolutions, features_of
 from auditor.inversion.peel import Peeling, blocks_of, margin_of
 from auditor.inversion.peel_solver import Settings, read_feature, solve
+from auditor.trace import trace
 
 SETTINGS = Settings(tolerance=1e-12, steps=500, enough=1e-8)
 
@@ -75,14 +76,23 @@ def test_max_pooling_begins_anew():
 
 def test_cotangents_handed_down_are_those_of_autograd():
     known = Known()
-    peeling, source = known.begun()
-    leaf = known.values[source.node].detach().requires_grad_()
-    logits = known.module.head(known.module.three(leaf).mean((2, 3)))
-    (true,) = torch.autograd.grad(F.cross_entropy(logits, known.labels), leaf)
-    # all of it is known only when every user's is: the shortcut's user is not
+    source = known.named("two.conv2.weight")  # the third block reads it twice: itself and around
+    given = known.values[source.node].detach().requires_grad_()
+    block = known.module.three
+    inner = block.bn1(block.conv1(given))
+    outer = block.bn2(block.conv2(F.relu(inner))) + given
+    loss = F.cross_entropy(known.module.head(F.relu(outer).mean((2, 3))), known.labels)
+    true, of_inner, of_outer = torch.autograd.grad(loss, [given, inner, outer])
+    peeling = Peeling(known.features, known.gradient)
+    peeling.hand_from(known.named("three.conv1.weight"), of_inner)
     assert not peeling.is_ready(source)
-    part = peeling.handed[known.named("three.conv1.weight").node].features[source.node]
-    assert part.shape == true.shape
+    peeling.hand_from(known.named("three.conv2.weight"), of_outer)
+    assert peeling.is_ready(source)
+    peeling.know(source, known.values[source.node])
+    peeling.hand_down(source)
+    torch.testing.assert_close(peeling.handed[source.node].above, true)
+    slope = (known.values[source.node] > 0).double()
+    torch.testing.assert_close(peeling.cotangent(source), true * slope)
 
 
 def test_a_feature_follows_from_what_is_above_it():
@@ -159,5 +169,6 @@ def test_what_is_left_open_shows_in_a_random_start(seed):
 
 def test_only_convolutions_whose_input_nothing_else_reads_are_candidates():
     known = Known()
-    found = [c.weight for c in candidates_of(known.features, known.gradient)]
+    shifts = {n.weight: n.shift for n in trace(known.module, (3, 8, 8)).normalised}
+    found = [c.weight for c in candidates_of(known.features, shifts, known.gradient)]
     assert found == ["two.conv2.weight", "three.conv2.weight"]
