@@ -5,6 +5,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS :=
+# Tests use one thread each; a file stays on one worker, which keeps what its fixtures made.
+WORKERS := 2
 
 # The first interpreter on the path that is new enough.
 ifndef PYTHON
@@ -21,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/gradaudit demo --overwrite $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

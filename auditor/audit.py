@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from auditor import __version__
 from auditor.attacks import Attack, Milestone, Watch
 from auditor.checks import caveats_of, contradiction, scale_caveats
 from auditor.errors import UsageError
@@ -30,7 +26,6 @@ from auditor.records import (
     Auxiliary,
     Caveat,
     Curve,
-    DumpSummary,
     Evidence,
     Exhibit,
     Failed,
@@ -39,12 +34,11 @@ from auditor.records import (
     Knowledge,
     LoadedModel,
     Measure,
-    ModelSummary,
     Problem,
-    Provenance,
     Skipped,
     Truth,
 )
+from auditor.summaries import dump_summary, model_summary, provenance_of
 from auditor.verdict import Shown, conclude
 
 Answer = Evidence | Skipped | Failed
@@ -56,8 +50,6 @@ _TOLD = {
     "cannot be simulated": "the update cannot be simulated: learning rate or steps are not known",
     "more than 1 value per channel": "batch norm in training mode needs more than one sample",
 }
-
-_PACKAGES = ("torch", "torchvision", "transformers", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -119,8 +111,8 @@ def run_audit(
         fail_on=fail_on,
         allow_inconclusive=allow_inconclusive,
         assumptions=problem.knowledge.assumptions,
-        model=_model_summary(problem, case),
-        dump=_dump_summary(problem, case),
+        model=model_summary(problem, case.model),
+        dump=dump_summary(problem, case.dump),
         exhibits=_exhibits(problem, case, options, evidence),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
@@ -322,56 +314,3 @@ def best_evidence(evidence: tuple[Evidence, ...]) -> Evidence | None:
     """The evidence whose best picture has the smallest residual."""
     pictures = [e for e in evidence if e.best is not None]
     return min(pictures, key=lambda e: e.worst_residuals[e.best or 0], default=None)
-
-
-def _model_summary(problem: Problem, case: Case) -> ModelSummary:
-    module = case.model.module
-    return ModelSummary(
-        file=case.model.file,
-        architecture=type(module).__name__,
-        parameters=sum(p.numel() for p in module.parameters()),
-        classes=problem.trace.head.classes,
-        input_shape=problem.knowledge.input_shape,
-        mode=problem.knowledge.mode,
-        notes=case.model.notes,
-    )
-
-
-def _dump_summary(problem: Problem, case: Case) -> DumpSummary:
-    dump = case.dump
-    return DumpSummary(
-        file=dump.file,
-        recognised=dump.recognised,
-        tensors=len(dump.tensors),
-        missing=dump.missing,
-        precision=dump.precision,
-        batch_size=problem.knowledge.batch_size,
-    )
-
-
-def provenance_of(
-    gradient: Mapping[str, Tensor], options: Options, started: datetime, seconds: float
-) -> Provenance:
-    """What somebody else needs in order to repeat this run."""
-    first = next(iter(gradient.values()))
-    return Provenance(
-        version=__version__,
-        started=started.isoformat(timespec="seconds"),
-        seconds=seconds,
-        command=options.command,
-        seed=options.seed,
-        preset=options.preset.name,
-        device=str(first.device),
-        dtype=str(first.dtype).removeprefix("torch."),
-        versions=_versions(),
-    )
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found

@@ -18,6 +18,7 @@ from auditor.records import (
     ModelSummary,
     Provenance,
     Severity,
+    Trust,
     Verdict,
 )
 from auditor.severity import band_of
@@ -107,6 +108,7 @@ def conclude(
     dump: DumpSummary,
     exhibits: tuple[Exhibit, ...],
     provenance: Provenance,
+    trust: Trust = Trust(),  # noqa: B008 (frozen)
 ) -> Audit:
     """Draw the verdict, ask the gate, and lay down the record, for pictures and texts alike."""
     verdict = draw_verdict(shown.findings, shown.reports, shown.caveats)
@@ -129,5 +131,6 @@ def conclude(
         dump=dump,
         evidence=evidence,
         exhibits=exhibits,
+        trust=trust,
         provenance=provenance,
     )

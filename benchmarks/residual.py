@@ -1,7 +1,7 @@
 """How often images.deconvolution reads one picture of a residual network, and how often wrongly.
 
     python benchmarks/residual.py --data FILE.npz [--trials 20] [--seconds 60]
-        [--checkpoint FILE.th] [--pictures 10]
+        [--checkpoint FILE.th] [--pictures 10] [--wide 224]
 
 Small residual networks at 8x8 with drawn batch norm statistics, of several widths, so that some can
 be read down to the picture, some end in a search, and some have too few channels for anything; and,
@@ -24,9 +24,11 @@ from common import Sent, decibels, environment, pictures, problem_for, send
 from peers import normalised, problem_of, published
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 from auditor.attacks import Deconvolution, Watch
 from auditor.evidence import examine, is_proved, is_verified
+from auditor.inversion.descent import Steps
 from auditor.problem import to_pixels
 from auditor.records import Evidence, Problem
 from auditor.zoo import BasicBlock
@@ -116,6 +118,23 @@ def tasks(
         yield "published ResNet-20", given
 
 
+def wide(data: Path, size: int) -> None:
+    """What each feature of torchvision's ResNet-18, with random weights, says of itself."""
+    torch.manual_seed(0)
+    module, every = models.resnet18(num_classes=10), pictures(data, 64, size)
+    with torch.no_grad():
+        for _ in range(20):  # running statistics
+            module(every.images)
+    sent = send(module.eval(), every.images[:1], every.labels[:1])
+    begun = time.process_time()
+    few = Deconvolution(readings=1, steps=Steps(1, 1, 1))
+    found = few.run(problem_for(sent), seed=0, watch=Watch())
+    print(f"\nResNet-18 at {size}x{size}, read down in {time.process_time() - begun:.0f} s\n")
+    print("| layer | unknowns | equations | relative residual |\n|---|---|---|---|")
+    for link in found.links[:-1]:
+        print(f"| {link.layer} | {link.unknowns} | {link.equations} | {link.residual:.1e} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -123,6 +142,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--pictures", type=int, default=10)
+    parser.add_argument("--wide", type=int, help="the side of a picture for a ResNet-18")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(environment(), flush=True)
@@ -136,6 +156,8 @@ def main() -> None:
             for seed, (problem, true) in enumerate(problems)
         ]
         print(row(name, outcomes), flush=True)
+    if given.wide is not None:
+        wide(given.data, given.wide)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ ROOMS = (
     "gate",
     "verdict",
     "options",
+    "summaries",
     "audit",
     "text",
     "outputs",

@@ -25,6 +25,7 @@ from auditor.records import (
     ModelSummary,
     Provenance,
     Severity,
+    Trust,
     Verdict,
 )
 
@@ -173,6 +174,7 @@ def small_audit():
         dump=DumpSummary(file, "dict of 8 tensors", 8, (), 1e-7, 1),
         evidence="none",
         exhibits=(),
+        trust=Trust(),
         provenance=Provenance(
             __version__,
             "2026-01-01T00:00:00Z",

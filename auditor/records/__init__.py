@@ -58,6 +58,17 @@ from auditor.records.terms import (
     Reduction,
     Task,
 )
+from auditor.records.trust import (
+    Bound,
+    CanaryReport,
+    Channel,
+    ControlReport,
+    DefenceKind,
+    DefenceSeen,
+    Trust,
+    WhatIf,
+    WhatIfRow,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -66,10 +77,16 @@ __all__ = [
     "Audit",
     "Auxiliary",
     "Band",
+    "Bound",
+    "CanaryReport",
     "Caveat",
     "Certainty",
+    "Channel",
+    "ControlReport",
     "Course",
     "Curve",
+    "DefenceKind",
+    "DefenceSeen",
     "DumpSummary",
     "Evidence",
     "Exhibit",
@@ -100,6 +117,9 @@ __all__ = [
     "Skipped",
     "Task",
     "Trace",
+    "Trust",
     "Truth",
     "Verdict",
+    "WhatIf",
+    "WhatIfRow",
 ]

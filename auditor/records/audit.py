@@ -10,6 +10,7 @@ from auditor.records.claims import LinkReport
 from auditor.records.files import FileRef
 from auditor.records.problem import Assumption
 from auditor.records.terms import Band, Certainty, Mode
+from auditor.records.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Exhibit:
     truth: str | None  # PNG, base64, when the user gave the truth
     text: str | None = None  # of a language model, in place of pictures
     true_text: str | None = None  # when the user gave the truth
+    error_bar: str | None = None  # PNG, base64: the least standard deviation of each pixel
 
 
 @dataclass(frozen=True)
@@ -169,4 +171,5 @@ class Audit:
     dump: DumpSummary
     evidence: Literal["none", "separate", "embed"]
     exhibits: tuple[Exhibit, ...]
+    trust: Trust
     provenance: Provenance

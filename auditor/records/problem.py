@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from auditor.records.files import Auxiliary
 from auditor.records.terms import Mode, Origin, Reduction
+from auditor.records.trust import Channel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,3 +104,4 @@ class Problem:
     mode_shown: Mode | None = None  # what the dump itself says of the batch norms' mode
     auxiliary: Auxiliary | None = None
     labels: LabelClaim | None = None  # what an attack already read of the labels
+    channel: Channel = field(default_factory=Channel)  # the defence that attacks allow for

@@ -101,7 +101,7 @@ def _check_whole(audit: Audit) -> None:
         raise _Shape("exhibits", 'none without evidence "embed"', f"{len(audit.exhibits)}")
     for i, exhibit in enumerate(audit.exhibits):
         _check_equal(f"exhibits[{i}]", len(exhibit.strip_steps), len(exhibit.strip))
-        for picture in (*exhibit.strip, exhibit.truth):
+        for picture in (*exhibit.strip, exhibit.truth, exhibit.error_bar):
             if picture is not None and not _PNG.fullmatch(picture):
                 raise _Shape(f"exhibits[{i}]", "PNG pictures in base64", "something else")
     for i, attack in enumerate(audit.attacks):

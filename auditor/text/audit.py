@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import torch
 
 from auditor.attacks import Milestone, Watch
-from auditor.audit import provenance_of, share_of, told_of, why_not
+from auditor.audit import share_of, told_of, why_not
 from auditor.errors import UsageError
 from auditor.findings import worst_first
 from auditor.inputs.transformers_folder import silenced
@@ -32,6 +32,7 @@ from auditor.records import (
     ModelSummary,
     Skipped,
 )
+from auditor.summaries import provenance_of
 from auditor.text.attacks import TEXT_ATTACKS
 from auditor.text.attacks.base import TextAttack
 from auditor.text.checks import text_caveats

@@ -14,8 +14,12 @@ from auditor.records import (
     Assumption,
     AttackReport,
     Audit,
+    Bound,
+    CanaryReport,
     Caveat,
+    ControlReport,
     Curve,
+    DefenceSeen,
     DumpSummary,
     Exhibit,
     FileRef,
@@ -26,7 +30,10 @@ from auditor.records import (
     ModelSummary,
     Provenance,
     Severity,
+    Trust,
     Verdict,
+    WhatIf,
+    WhatIfRow,
 )
 from auditor.rules import rule
 
@@ -231,6 +238,7 @@ def leak():
         ),
         evidence="separate",
         exhibits=(),
+        trust=trust(),
         provenance=Provenance(
             "0.1.0",
             "2026-11-21T05:40:42Z",
@@ -243,6 +251,44 @@ def leak():
             {"torch": "2.15.0", "python": "3.11.7"},
         ),
     )
+
+
+def trust():
+    """Every record of it, with and without a value where both are allowed."""
+    return Trust(
+        defences=(
+            DefenceSeen(
+                "noise", 1e-3, 9.6e-4, 1.04e-3, "Gaussian noise of 1e-3.", "588 sums over classes"
+            ),
+            DefenceSeen("sign", None, None, None, "Only signs were sent.", "two values"),
+        ),
+        belongs="shown",
+        tested=("588 sums over the classes hold",),
+        fidelity=41.5,
+        bound=Bound(
+            1e-3, "estimated noise", "dense", 3072, 2990.5, None, 38.2, 40.1, ("noise is normal",)
+        ),
+        control=ControlReport("images.lm", 3, 0, "None of 3 gradients of noise gave a picture."),
+        canaries=CanaryReport(19, 20, 0.75, 0.999, 20.0, "noise", "19 of 20 were opened."),
+        what_if=WhatIf(
+            reference="the verified picture of this dump",
+            gate="high (7.0)",
+            rows=(
+                WhatIfRow(
+                    "noise", "sigma 1e-3", 1e-3, "images.defended", 31.0, 38.2, 1.0, 10.0,
+                    "critical", 0.99, False, "",
+                ),
+                WhatIfRow(
+                    "top-k", "99 % dropped", 0.99, "", None, None, None, 0.0, "none", None, None,
+                    "not run: the budget ended",
+                ),
+            ),
+            weakest=("noise: sigma 1e-1",),
+            left_out=("DP-SGD: needs one gradient a sample",),
+            paper="",
+        ),
+        unsaid=("no error bar: the Jacobian did not fit in the budget",),
+    )  # fmt: skip
 
 
 def embedded():

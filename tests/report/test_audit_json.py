@@ -31,6 +31,13 @@ RECORDS = {
     "dump": records.DumpSummary,
     "exhibit": records.Exhibit,
     "provenance": records.Provenance,
+    "trust": records.Trust,
+    "defence_seen": records.DefenceSeen,
+    "bound": records.Bound,
+    "control": records.ControlReport,
+    "canaries": records.CanaryReport,
+    "what_if_row": records.WhatIfRow,
+    "what_if": records.WhatIf,
 }
 
 
