@@ -33,14 +33,14 @@ ESTIMATED_TOKENS = 3.0
 # How far a rebuilt input is believed. Proved, verified and measured: it is the client's input.
 TRUST: dict[Certainty, float] = {
     "estimated": 0.5,
-    "consistent": 0.85,
+    "consistent": 0.9,
     "verified": 1.0,
     "measured": 1.0,
     "proved": 1.0,
 }
 
 # (dB, fidelity): straight lines between these points, flat outside.
-FIDELITY: tuple[tuple[float, float], ...] = ((10.0, 0.0), (20.0, 0.7), (30.0, 1.0))
+FIDELITY: tuple[tuple[float, float], ...] = ((10.0, 0.0), (20.0, 0.8), (30.0, 1.0))
 
 # (ROUGE-L, fidelity) of a rebuilt text, read in the same way.
 LIKENESS: tuple[tuple[float, float], ...] = ((0.3, 0.0), (0.6, 0.7), (0.95, 1.0))
@@ -74,7 +74,7 @@ def label_severity(*, proved_share: float | None, complete: bool, estimated: boo
 
 
 def input_severity(*, certainty: Certainty, psnr: float, share: float) -> Severity:
-    """Severity of rebuilt inputs: 10 * trust * fidelity * (0.9 + 0.1 * share).
+    """Severity of rebuilt inputs: 10 * trust * fidelity * (0.95 + 0.05 * share).
 
     `psnr`: dB, measured or as the evidence supports it; inf is allowed. `share`: samples
     rebuilt as a share of the batch, above 0 and at most 1. Raises ValueError for another share
@@ -82,7 +82,7 @@ def input_severity(*, certainty: Certainty, psnr: float, share: float) -> Severi
     """
     if _share(share) == 0:
         raise ValueError("a share of 0 is not a recovered input")
-    return _severity(10 * TRUST[certainty] * _fidelity(psnr) * (0.9 + 0.1 * share))
+    return _severity(10 * TRUST[certainty] * _fidelity(psnr) * (0.95 + 0.05 * share))
 
 
 def text_severity(*, certainty: Certainty, likeness: float, share: float) -> Severity:
@@ -94,7 +94,7 @@ def text_severity(*, certainty: Certainty, likeness: float, share: float) -> Sev
     """
     if _share(share) == 0:
         raise ValueError("a share of 0 is not a recovered text")
-    return _severity(10 * TRUST[certainty] * _on(LIKENESS, _share(likeness)) * (0.9 + 0.1 * share))
+    return _severity(10 * TRUST[certainty] * _on(LIKENESS, _share(likeness)) * (0.95 + 0.05 * share))
 
 
 def token_severity(*, certainty: Certainty, complete: bool) -> Severity:
