@@ -16,7 +16,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test test-frameworks lint clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -25,13 +25,18 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(ARGS)
 
+# Flower does not go with the versions of the test group. Its environment borrows the other packages.
+test-frameworks: $(VENV)-frameworks/.installed
+	$(VENV)-frameworks/bin/python -m pytest -W "ignore::DeprecationWarning:typer" \
+		tests/hooks tests/test_examples.py -k flower
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-frameworks build dist .pytest_cache .mypy_cache .ruff_cache
 
 # pip 25.1 is the first that knows --group.
 $(VENV)/.installed: pyproject.toml
@@ -40,6 +45,14 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable . --group test
+	touch $@
+
+$(VENV)-frameworks/.installed: $(VENV)/.installed
+	$(BIN)/python -m venv $(VENV)-frameworks
+	{ $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; echo "$(CURDIR)"; } \
+		> "$$($(VENV)-frameworks/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	$(VENV)-frameworks/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-frameworks/bin/python -m pip install --quiet --group frameworks
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed

@@ -68,6 +68,7 @@ def scan(
     budget: float | None = None,
     device: str = "auto",
     seed: int = 0,
+    what_if: bool | None = None,
     fail_on: str | None = None,
 ) -> Audit:
     """Audit a model and a gradient dump, given as objects or as files; writes nothing.
@@ -75,30 +76,35 @@ def scan(
     `gradients` by name, or in the order of `model.named_parameters()`. With `kind` "update" they
     are weights after training minus weights before, and what follows `kind` describes the training.
     A language model is a model of `transformers` with its `tokenizer`, or the folder of one; its
-    truth is the texts.
+    truth is the texts. `what_if`: attack the step of a model of pictures under the usual defences.
     The model is copied, never changed. The answer holds nothing that was recovered. Raises
     UsageError and InputError.
     """
     local = LocalFlags(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
     flags = Flags(input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
     language = _language(model, tokenizer)
-    named = [attack.name for attack in (ATTACKS if language is None else TEXT_ATTACKS)]
     options = make_options(
-        preset=preset, attacks=attacks, seed=seed, budget=budget, device=device, offered=named
-    )
+        preset=preset, attacks=attacks, seed=seed, budget=budget, device=device, what_if=what_if,
+        offered=[attack.name for attack in (ATTACKS if language is None else TEXT_ATTACKS)],
+    )  # fmt: skip
     known = truth if isinstance(truth, Truth) else None
     if language is not None:
-        refuse_for_text(arch, auxiliary, known)
+        refuse_for_text(arch, auxiliary, known, what_if)
         case = text_case_of(language, gradients, flags, _texts(truth))
         return run_text_audit(case, options, fail_on=fail_on).audit
-    if truth is not None and known is None:
+    if known is None:
+        _refuse_texts(truth)
+    pictures = case_of(_model(model, arch), gradients, flags, known, auxiliary)
+    return run_audit(pictures, options, fail_on=fail_on).audit
+
+
+def _refuse_texts(truth: object) -> None:
+    if truth is not None:
         raise UsageError(
             expected="a Truth, as auditor.load_truth gives it, for a model of pictures",
             found=f"an object of type {type(truth).__name__!r}",
             todo="Texts are the truth of a language model.",
         )
-    pictures = case_of(_model(model, arch), gradients, flags, known, auxiliary)
-    return run_audit(pictures, options, fail_on=fail_on).audit
 
 
 def _texts(truth: Truth | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -57,6 +61,13 @@ Budget = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same audit.")]
+WhatIf = Annotated[
+    bool | None,
+    typer.Option(
+        "--what-if/--no-what-if",
+        help="Attack the step again under the usual defences (default with --preset deep).",
+    ),
+]
 FailOn = Annotated[
     str | None,
     typer.Option(
@@ -148,3 +159,93 @@ SaveDump = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Keep the simulated dump, a safetensors file."),
 ]
+MaxPsnr = Annotated[
+    float | None,
+    typer.Option(metavar="DB", help="Exit 1 when a picture was rebuilt better than this PSNR."),
+]
+MaxLabels = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="Exit 1 when more of the batch's labels are proved, 0 to 1."
+    ),
+]
+BaselineFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="An earlier audit.json: only what is new or worse counts."),
+]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the audit, - to stdout.")
+]
+SarifFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write SARIF 2.1.0.")]
+JunitFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")]
+MarkdownFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Also write Markdown, for a step summary.")
+]
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What the gate is asked."""
+
+    fail_on: FailOn = None
+    max_psnr: MaxPsnr = None
+    max_labels: MaxLabels = None
+    baseline: BaselineFile = None
+    waive: Waive = False
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    out: Out = Path("gradaudit-report")
+    overwrite: Overwrite = False
+    evidence: EvidenceFlag = None
+    json: JsonFile = None
+    sarif: SarifFile = None
+    junit: JunitFile = None
+    markdown: MarkdownFile = None
+    quiet: Quiet = False
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The single files by their format."""
+        named = {
+            "json": self.json,
+            "sarif": self.sarif,
+            "junit": self.junit,
+            "markdown": self.markdown,
+        }
+        return {form: path for form, path in named.items() if path is not None}
+
+
+def bundled(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of its dataclass parameters as options of their own."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    bundles: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        if is_dataclass(parameter.annotation):
+            bundles[parameter.name] = parameter.annotation
+            parameters += _options_of(parameter.annotation)
+        else:
+            parameters.append(parameter)
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> None:
+        for name, bundle in bundles.items():
+            values[name] = bundle(**{f.name: values.pop(f.name) for f in fields(bundle)})
+        command(**values)
+
+    flat.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in parameters}
+    return flat
+
+
+def _options_of(bundle: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(bundle, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name])
+        for f in fields(bundle)
+    ]

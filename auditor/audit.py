@@ -11,14 +11,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from auditor.attacks import Attack, Milestone, Watch
+from auditor.attacks.failures import told_of
 from auditor.checks import caveats_of, contradiction, scale_caveats
+from auditor.defences.seen import look
 from auditor.errors import UsageError
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
-from auditor.findings import findings_of, why_nothing, why_unfinished, worst_first
+from auditor.findings import Weight, findings_of, worst_first
 from auditor.options import Options
 from auditor.planted.examination import model_findings
 from auditor.problem import make_problem
+from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import (
     Assumption,
     AttackReport,
@@ -36,20 +39,15 @@ from auditor.records import (
     Measure,
     Problem,
     Skipped,
+    Trust,
     Truth,
 )
 from auditor.summaries import dump_summary, model_summary, provenance_of
 from auditor.verdict import Shown, conclude
+from auditor.weighing import Weighed, shares, weigh
+from auditor.what_if import Store, key_of, what_if
 
 Answer = Evidence | Skipped | Failed
-
-# torch has no types of its own for these: what it says, and what it means for an attack.
-_TOLD = {
-    "not implemented": "an operation of this model has no second derivative in torch",
-    "allocate memory": "out of memory",
-    "cannot be simulated": "the update cannot be simulated: learning rate or steps are not known",
-    "more than 1 value per channel": "batch norm in training mode needs more than one sample",
-}
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,11 @@ def run_audit(
     fail_on: str | None = None,
     allow_inconclusive: bool = False,
     progress: Callable[[Milestone], None] | None = None,
+    store: Store | None = None,
 ) -> Result:
     """Run the selected attacks inside the budget and judge what they show.
 
+    `store` keeps finished rows of the what-if, should the run be interrupted.
     Raises InputError when model and knowledge do not fit, UsageError when the truth does not.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
@@ -93,12 +93,18 @@ def run_audit(
         auxiliary=case.auxiliary,
     )
     _check_truth(case.truth, problem)
+    looked = look(problem, case.dump)
+    problem = replace(problem, channel=looked.channel)
     deadline = None if options.budget is None else begun + options.budget
     watch = Watch(deadline=deadline, progress=progress)
-    problem, answers = _run_attacks(problem, options, watch)
+    attacking, weighing = shares(watch, options)
+    problem, answers = _run_attacks(problem, options, attacking)
     _check_truth(case.truth, problem)  # again: the batch size may be known only now
     evidence = tuple(answer for answer in answers.values() if isinstance(answer, Evidence))
-    findings = {e.attack: findings_of(problem, e, case.truth) for e in evidence}
+    weighed = weigh(problem, looked, evidence, options, weighing)
+    findings = {
+        e.attack: findings_of(problem, e, case.truth, _weight(weighed, e)) for e in evidence
+    }
     reports = tuple(
         _report(problem, attack, answers.get(attack.name), findings.get(attack.name, ()), options)
         for attack in options.attacks
@@ -106,17 +112,46 @@ def run_audit(
     shown = [finding for found in findings.values() for finding in found]
     every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
     audit = conclude(
-        Shown(every, reports, _caveats(problem, case, every, evidence)),
+        Shown(every, reports, _caveats(problem, case, every, evidence, weighed.caveats)),
         evidence=options.evidence,
         fail_on=fail_on,
         allow_inconclusive=allow_inconclusive,
         assumptions=problem.knowledge.assumptions,
         model=model_summary(problem, case.model),
         dump=dump_summary(problem, case.dump),
-        exhibits=_exhibits(problem, case, options, evidence),
+        exhibits=_exhibits(problem, case, options, evidence, weighed),
+        trust=_trust(problem, case, evidence, options, weighed, watch, fail_on, store),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
     return Result(audit, problem, evidence)
+
+
+def _weight(weighed: Weighed, claim: Evidence) -> Weight:
+    return Weight(
+        fidelity=weighed.appraisals[claim.attack].fidelity,
+        doubted=weighed.doubted == claim.attack,
+        foreign=weighed.trust.belongs == "contradicted",
+    )
+
+
+def _trust(
+    problem: Problem,
+    case: Case,
+    evidence: tuple[Evidence, ...],
+    options: Options,
+    weighed: Weighed,
+    watch: Watch,
+    fail_on: str | None,
+    store: Store | None,
+) -> Trust:
+    """What was weighed, and the what-if when it was asked for."""
+    if not options.what_if:
+        return weighed.trust
+    key = key_of(case.model.module, case.dump, case.knowledge, case.truth, options, fail_on)
+    found = what_if(
+        problem, evidence, case.truth, options, watch, gate=fail_on, store=store, key=key
+    )
+    return replace(weighed.trust, what_if=found)
 
 
 def _each_sample_once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
@@ -183,11 +218,6 @@ def _run_one(problem: Problem, attack: Attack, options: Options, watch: Watch) -
             raise
         return Failed(attack.name, reason)
     return examine(problem, recovery, attack=attack.name, seconds=time.monotonic() - begun)
-
-
-def told_of(error: Exception) -> str | None:
-    """What an error of torch means for an attack, in words; None when it is a mistake of ours."""
-    return next((why for words, why in _TOLD.items() if words in str(error)), None)
 
 
 def _needless(
@@ -277,25 +307,37 @@ def _curves(evidence: Evidence) -> tuple[Curve, ...]:
 
 
 def _caveats(
-    problem: Problem, case: Case, findings: tuple[Finding, ...], evidence: tuple[Evidence, ...]
+    problem: Problem,
+    case: Case,
+    findings: tuple[Finding, ...],
+    evidence: tuple[Evidence, ...],
+    more: tuple[Caveat, ...],
 ) -> tuple[Caveat, ...]:
     """All caveats. None voids a verdict that rests on a re-derived or measured picture."""
-    raised = caveats_of(problem, case.dump) + scale_caveats(problem)
+    raised = caveats_of(problem, case.dump) + scale_caveats(problem) + more
     for entry in evidence:
         if entry.recovery.labels is not None:
             raised += contradiction(problem, entry.recovery.labels.at_least)
-    if any(finding.code in {"GA201", "GA203"} for finding in findings):
+    telling = {"GA201", "GA203", "GA205"}
+    if not problem.channel.is_clear:  # then it explains the dump as well as its noise allows
+        telling.add("GA202")
+    if any(finding.code in telling for finding in findings):
         raised = tuple(replace(caveat, voids=False) for caveat in raised)
     return raised
 
 
 def _exhibits(
-    problem: Problem, case: Case, options: Options, evidence: tuple[Evidence, ...]
+    problem: Problem,
+    case: Case,
+    options: Options,
+    evidence: tuple[Evidence, ...],
+    weighed: Weighed,
 ) -> tuple[Exhibit, ...]:
     telling = most_telling(problem, evidence)
     if options.evidence != "embed" or telling is None:
         return ()
-    return exhibits_of(problem, telling, case.truth)
+    bars = weighed.error_bars if telling is weighed.told else None
+    return exhibits_of(problem, telling, case.truth, bars)
 
 
 def most_telling(problem: Problem, evidence: tuple[Evidence, ...]) -> Evidence | None:

@@ -171,7 +171,7 @@ def _by_products(
     That is what they are in evaluation mode, rows taken with their biases when these were sent. In
     training mode they are eps / (variance + eps) of gain times the gain's gradient.
     """
-    rows, sent, mean = _rows(layer, named, gradient)
+    rows, sent, mean = rows_of(layer, named, gradient)
     products = (rows * sent).sum(1)
     if not {layer.gain, layer.shift} <= gradient.keys() or not {layer.gain} <= named.keys():
         return _by_angle(products, rows, sent)
@@ -189,7 +189,7 @@ def _by_products(
     return "train" if share <= _HOLDS * 3 and apart > _OFF else None
 
 
-def _rows(
+def rows_of(
     layer: Normalised, named: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and gradients (C, E), the bias the last column if it was sent, and their mean (C,)."""

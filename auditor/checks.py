@@ -8,6 +8,7 @@ variance K sigma^2, which measures sigma without any truth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,15 @@ from torch import Tensor
 
 from auditor.batch_norm import mode_caveats
 from auditor.problem import is_scaled
-from auditor.records import Caveat, GradientDump, Knowledge, Problem
+from auditor.records import Caveat, DefenceSeen, GradientDump, Knowledge, Problem
 
 # Relative to the gradient, what summation order and single precision may leave in exact sums.
 _SUMMATION = 1e-4
 # The loss's own softmax is computed in single precision at best: absolute error of p - y.
 _SOFTMAX = 4 * torch.finfo(torch.float32).eps
 _WORST = 1e-2
+# Defences after which the sums over the classes are zero no more.
+_BREAKS_SUMS = frozenset({"noise", "dp-sgd", "top-k", "sign", "int8", "unknown"})
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,19 @@ def head_sums(problem: Problem) -> HeadSums | None:
     return HeadSums(ratio, allowed, weight_noise, max(bias_noise, weight_noise))
 
 
-def caveats_of(problem: Problem, dump: GradientDump) -> tuple[Caveat, ...]:
-    """Everything about this dump and this model that weakens or voids the verdict."""
+def caveats_of(
+    problem: Problem, dump: GradientDump, seen: Sequence[DefenceSeen] = ()
+) -> tuple[Caveat, ...]:
+    """Everything about this dump and this model that weakens or voids the verdict.
+
+    `seen`: the defences that were recognised in the dump.
+    """
     known = problem.knowledge
-    raised = [*_head_caveats(problem), *_assumed(known), *mode_caveats(known, problem.mode_shown)]
+    raised = [
+        *_head_caveats(problem, seen),
+        *_assumed(known),
+        *mode_caveats(known, problem.mode_shown),
+    ]
     if known.mode == "train" and problem.trace.dropout:
         raised.append(
             Caveat(
@@ -131,20 +143,24 @@ def contradiction(problem: Problem, proved: int) -> tuple[Caveat, ...]:
     )
 
 
-def _head_caveats(problem: Problem) -> list[Caveat]:
+def _head_caveats(problem: Problem, seen: Sequence[DefenceSeen]) -> list[Caveat]:
     sums = head_sums(problem)
     if sums is None or sums.vanish:
         return []
     other = "its loss is another one"
     if problem.knowledge.local is not None:
         other = "its loss, optimizer or weight decay is another one"
+    why = f"The dump was noised, pruned or quantised, or {other}"
+    breaking = [defence.summary.rstrip(".") for defence in seen if defence.kind in _BREAKS_SUMS]
+    if breaking:
+        why = "; ".join(breaking)
     return [
         Caveat(
             "GA301",
             f"The head's gradients sum to {sums.ratio:.1e} of their norm over the classes; "
-            f"softmax cross-entropy and the dump's precision allow {sums.allowed:.1e}. The dump "
-            f"was noised, pruned or quantised, or {other}: nothing about labels can "
-            "be proved, and a picture that was not recovered means nothing.",
+            f"softmax cross-entropy and the dump's precision allow {sums.allowed:.1e}. {why}: "
+            "nothing about labels can be proved, and a picture that was not recovered means "
+            "nothing.",
             voids=True,
         )
     ]

@@ -14,7 +14,9 @@ import typer
 
 from auditor import __version__
 from auditor import arguments as arg
+from auditor.configured import AUDITING, configure, listening, own_settings
 from auditor.errors import AuditError, InputError, UsageError
+from auditor.finished import diff, render, verify
 from auditor.gate import ExitCode
 from auditor.rules import RULES, rule
 from auditor.session import (
@@ -50,15 +52,20 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     if version:
         put(f"gradaudit {__version__}\n")
         raise typer.Exit
+    if context.invoked_subcommand in AUDITING and "--help" not in sys.argv:
+        configure(context)
 
 
 @app.command(epilog=_EXITS)
+@arg.bundled
 def scan(
+    context: typer.Context,
     model: arg.ModelFile,
     grads: arg.GradsFile = None,
     arch: arg.Arch = None,
@@ -86,17 +93,17 @@ def scan(
     budget: arg.Budget = None,
     device: arg.Device = "auto",
     seed: arg.Seed = 0,
-    fail_on: arg.FailOn = None,
-    waive: arg.Waive = False,
-    out: arg.Out = Path("gradaudit-report"),
-    overwrite: arg.Overwrite = False,
-    evidence: arg.EvidenceFlag = None,
-    quiet: arg.Quiet = False,
+    what_if: arg.WhatIf = None,
+    *,
+    gate: arg.GateOptions,
+    outputs: arg.OutputOptions,
 ) -> None:
     """Audit a model file and a gradient dump, or a client's update."""
-    precheck(out, overwrite, fail_on)
+    own = own_settings(context)
+    rules = precheck(gate, outputs, (model, grads, before, after, aux, truth), own.accepted)
     text = is_language_model(model)
-    options = choices(preset, attacks, seed, budget, device, evidence, text=text)
+    told: Any = {"text": text, "elsewhere": own.flags, "what_if": what_if}
+    options = choices(preset, attacks, seed, budget, device, outputs.evidence, **told)
     local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
     flags = facts_from(input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
     from auditor.api import case_from_files
@@ -104,13 +111,13 @@ def scan(
     case = case_from_files(
         model, grads, before, after, flags, arch=arch, trust=trust_model, truth=truth, aux=aux
     )
-    audit_and_write(
-        case, options, out, overwrite=overwrite, fail_on=fail_on, waive=waive, quiet=quiet
-    )
+    audit_and_write(case, options, outputs, rules)
 
 
 @app.command(epilog=_EXITS)
+@arg.bundled
 def simulate(
+    context: typer.Context,
     model: arg.ModelFile,
     input_: arg.Pictures = None,
     label: arg.Labels = None,
@@ -138,26 +145,24 @@ def simulate(
     budget: arg.Budget = None,
     device: arg.Device = "auto",
     seed: arg.Seed = 0,
-    fail_on: arg.FailOn = None,
-    waive: arg.Waive = False,
-    out: arg.Out = Path("gradaudit-report"),
-    overwrite: arg.Overwrite = False,
-    evidence: arg.EvidenceFlag = None,
-    quiet: arg.Quiet = False,
+    what_if: arg.WhatIf = None,
+    *,
+    gate: arg.GateOptions,
+    outputs: arg.OutputOptions,
 ) -> None:
     """Make the dump a client would have sent for your own inputs, then audit it with the truth."""
-    precheck(out, overwrite, fail_on)
+    own = own_settings(context)
+    rules = precheck(gate, outputs, (model, save_dump, *(input_ or [])), own.accepted)
     told = is_language_model(model)
-    options = choices(preset, attacks, seed, budget, device, evidence, text=told)
+    chosen: Any = {"text": told, "elsewhere": own.flags, "what_if": what_if}
+    options = choices(preset, attacks, seed, budget, device, outputs.evidence, **chosen)
     kind = None if lr is None and local_steps is None else "update"
     local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
     flags = facts_from(input_shape, mean, std, None, mode, reduction, label_smoothing, local)
     samples = Samples(input_ or [], label or [], data, dataset, index or [], text or [])
     ways: Any = {"arch": arch, "trust": trust_model, "keep": save_dump}
-    case = simulated(model, flags, samples, **ways, seed=seed, quiet=quiet)
-    audit_and_write(
-        case, options, out, overwrite=overwrite, fail_on=fail_on, waive=waive, quiet=quiet
-    )
+    case = simulated(model, flags, samples, **ways, seed=seed, quiet=outputs.quiet)
+    audit_and_write(case, options, outputs, rules)
 
 
 @app.command()
@@ -169,72 +174,44 @@ def demo(
     quiet: arg.Quiet = False,
 ) -> None:
     """A real leak, offline: the report shows the picture."""
-    precheck(out, overwrite, None)
+    outputs = arg.OutputOptions(out=out, overwrite=overwrite, quiet=quiet)
+    rules = precheck(arg.GateOptions(), outputs)
     options = choices("standard", None, seed, None, device, "embed")
     from auditor.demo import demo_case
 
-    audit_and_write(
-        demo_case(seed=seed),
-        options,
-        out,
-        overwrite=overwrite,
-        fail_on=None,
-        waive=False,
-        quiet=quiet,
-    )
+    audit_and_write(demo_case(seed=seed), options, outputs, rules)
 
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model or a dump.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Models or dumps.")],
 ) -> None:
-    """Say what is in a file, without loading anything that can execute."""
+    """Say what is in a file, without loading anything that can execute.
+
+    Exit code 3 when one of them would be refused as a model or a dump.
+    """
     from auditor.inputs.inspect import describe
     from auditor.report.words import printable
 
-    found = describe(file)
-    lines = [f"{found.kind}, {found.file.bytes} bytes, sha256 {found.file.sha256}"]
-    lines += [
-        f"{line.name}  {'x'.join(str(n) for n in line.shape) or 'scalar'}  {line.dtype}"
-        for line in found.tensors
-    ]
-    lines += [f"needs: {name}" for name in found.classes]
-    lines += [f"refused: {name}" for name in found.unsafe]
-    lines += [f"note: {note}" for note in found.notes]
-    for line in lines:
-        put(printable(line) + "\n")
+    refused = False
+    for file in files:
+        found = describe(file)
+        refused = refused or found.refused
+        lines = [f"{file.name}:"] if len(files) > 1 else []
+        lines += [f"{found.kind}, {found.file.bytes} bytes, sha256 {found.file.sha256}"]
+        lines += [
+            f"{line.name}  {'x'.join(str(n) for n in line.shape) or 'scalar'}  {line.dtype}"
+            for line in found.tensors
+        ]
+        lines += [f"needs: {name}" for name in found.classes]
+        lines += [f"refused: {name}" for name in found.unsafe]
+        lines += [f"note: {note}" for note in found.notes]
+        put("".join(f"{printable(line)}\n" for line in lines))
+    raise typer.Exit(ExitCode.INPUT if refused else ExitCode.PASS)
 
 
-@app.command()
-def render(
-    audit: Annotated[Path, typer.Argument(metavar="AUDIT", help="A finished audit.json.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")],
-) -> None:
-    """Make report.html again from a finished audit.json."""
-    from auditor.report.audit_json import from_json
-    from auditor.report.html import to_html
-
-    try:
-        text = audit.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            expected="an audit.json",
-            found=f"{audit.name!r}, which cannot be read ({type(error).__name__})",
-            todo="Name the file that scan wrote.",
-        ) from error
-    if out.exists() and out.samefile(audit):
-        raise UsageError(
-            expected="another file for --out", found="the audit itself", todo="Name another one."
-        )
-    page = to_html(from_json(text))
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            expected="a file that can be written for --out",
-            found=f"{out.name!r} ({error.strerror})",
-            todo="Name another one.",
-        ) from error
+for command in (render, verify, diff):  # on finished audits
+    app.command()(command)
 
 
 @app.command("attacks")
@@ -272,11 +249,36 @@ def explain(
         put(f"References: {', '.join(entry.references)}\n")
 
 
+@app.command()
+def hook(
+    framework: Annotated[
+        str,
+        typer.Argument(metavar="FRAMEWORK", help="torch, ddp, lightning, opacus, flower, nvflare."),
+    ],
+) -> None:
+    """Print the lines that capture a dump in your training."""
+    from auditor.hooks import snippet
+
+    put(snippet(framework))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is there for an audit, and what is missing."""
+    from auditor.doctor import is_fit, look_around
+
+    looks = look_around(Path())
+    for look in looks:
+        todo = f". {look.todo}" if look.todo else ""
+        put(f"{look.state:<9} {look.what:<27}{look.found}{todo}\n")
+    raise typer.Exit(ExitCode.PASS if is_fit(looks) else ExitCode.INCONCLUSIVE)
+
+
 def main() -> None:
     """Run the command line and exit with one of `ExitCode`, whatever happens."""
     _open_streams()
     try:
-        code = app(standalone_mode=False)
+        code = listening(app)(standalone_mode=False)
     except AuditError as error:
         sys.stderr.write(f"gradaudit: {error}\n")
         code = ExitCode.INPUT if isinstance(error, InputError) else ExitCode.USAGE

@@ -2,6 +2,10 @@
 
 An attack does not grade itself. What counts is the gradient of the inputs and hard labels that it
 names, from the one definition in problem.py, and whether restarts that started elsewhere agree.
+
+Of a dump that was defended (`Problem.channel`), "equal" means at the floor: the noise explains what
+is left (auditor/bounds/fit.py), what was dropped is smaller than what was kept, and a gray picture
+in the place of any sample would not do as well, or the dump says nothing of that sample.
 """
 
 from __future__ import annotations
@@ -12,12 +16,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from auditor.attacks.likelihood import thresholds
+from auditor.bounds.fit import Fit, fit_of
 from auditor.metrics import match_batch, psnr
 from auditor.problem import (
     gradient_of,
     is_in_range,
     relative_residual,
     residuals_of,
+    scale_of,
+    to_model_units,
     to_pixels,
     tolerance_of,
 )
@@ -33,6 +41,9 @@ EXACT = 59.0
 # Every tensor re-derived to four digits at least, from a dump that carries six or more. In trials
 # readings that were right left 1e-6 to 5e-5, those that were wrong 1e-2 and more.
 _DIGITS, _OWN_DIGITS, _PRECISE = 1e-4, 1e-3, 1e-6
+# Under noise a prior draws two answers towards gray alike. They agree where they are so much nearer
+# to one another than to gray, as a ratio of mean squared differences.
+_TOLD = 0.01
 
 
 def examine(
@@ -53,10 +64,19 @@ def examine(
         gradient_of(problem, inputs, row_labels)
         for inputs, row_labels in zip(recovery.inputs, labels, strict=True)
     ]
+    fits = _fits(problem, recovery.inputs, rows)
+    at_floor = [
+        fit.at_floor and _drops(problem, row, fit) and _tells(problem, inputs, row_labels)
+        for fit, row, inputs, row_labels in zip(fits, rows, recovery.inputs, labels, strict=False)
+    ]
+    if fits:
+        rows = [_as_sent(problem, row, fit) for row, fit in zip(rows, fits, strict=True)]
     layers = [residuals_of(problem, row) for row in rows]
     worst = [max(_finite(value) for value in layer.values()) for layer in layers]
-    best = int(torch.tensor(worst).argmin())
-    agreement, agreeing = _agreement(problem, recovery.inputs, worst, best)
+    best = _best(worst, fits, at_floor)
+    limit = max(CONSISTENT, tolerance_of(problem))
+    close = at_floor if fits else [value <= limit for value in worst]
+    agreement, agreeing = _agreement(problem, recovery.inputs, close, best)
     if recovery.guided:
         agreement, agreeing = (), min(agreeing, 1)
     return Evidence(
@@ -72,6 +92,8 @@ def examine(
         seconds=seconds,
         own_residual=max(_own_residual(problem, recovery, row) for row in rows),
         samples=samples,
+        misfits=tuple(_finite(fit.ratio) for fit in fits),
+        at_floor=tuple(at_floor),
     )
 
 
@@ -84,10 +106,37 @@ def where_it_ended(recovery: Recovery) -> str:
 
 
 def is_equal(problem: Problem, evidence: Evidence) -> bool:
-    """Whether the best claim's gradient equals the dump in every tensor, within tolerance."""
-    return evidence.best is not None and (
-        evidence.worst_residuals[evidence.best] <= tolerance_of(problem)
-    )
+    """Whether the best claim's gradient equals the dump: in every tensor, within tolerance.
+
+    Of a defended dump: whether it is at the floor.
+    """
+    if evidence.best is None:
+        return False
+    if evidence.at_floor:
+        return evidence.at_floor[evidence.best]
+    return evidence.worst_residuals[evidence.best] <= tolerance_of(problem)
+
+
+def is_close(problem: Problem, evidence: Evidence) -> bool:
+    """Whether the best claim may be called consistent with the dump."""
+    if evidence.best is None or evidence.at_floor:
+        return is_equal(problem, evidence)
+    limit = max(CONSISTENT, tolerance_of(problem))
+    return evidence.worst_residuals[evidence.best] <= limit
+
+
+def equals_in_words(problem: Problem) -> str:
+    """What "equal" means of this dump: "equals the dump up to its noise of 1.0e-03"."""
+    channel, but = problem.channel, []
+    if channel.sigma:
+        but.append(f"up to its noise of {channel.sigma:.1e}")
+    if channel.steps:
+        but.append("up to the steps it was rounded to")
+    if channel.masked:
+        but.append("in the entries that were sent")
+    if channel.scaled:
+        but.append("up to a factor")
+    return " ".join(["equals the dump", ", ".join(but)]).strip()
 
 
 def is_verified(problem: Problem, evidence: Evidence) -> bool:
@@ -121,28 +170,83 @@ def best_pixels(problem: Problem, evidence: Evidence) -> Tensor:
     return to_pixels(problem, evidence.recovery.inputs[evidence.best]).float().cpu()
 
 
+def _fits(problem: Problem, inputs: Tensor, rows: list[dict[str, Tensor]]) -> list[Fit]:
+    """Of every row against the floor of a defended dump; empty when the channel is clear."""
+    if problem.channel.is_clear:
+        return []
+    unknowns = inputs[0].numel()
+    return [fit_of(problem, row, unknowns) for row in rows]
+
+
+def _as_sent(problem: Problem, gradient: Mapping[str, Tensor], fit: Fit) -> dict[str, Tensor]:
+    """A claim's gradient with the factor of the dump, and what was dropped from it dropped."""
+    scaled = {name: fit.scale * part for name, part in gradient.items()}
+    if not problem.channel.masked:
+        return scaled
+    return {name: torch.where(problem.gradient[name] != 0, p, 0.0) for name, p in scaled.items()}
+
+
+def _drops(problem: Problem, gradient: Mapping[str, Tensor], fit: Fit) -> bool:
+    """Whether the entries that were dropped are smaller than those that were kept."""
+    scales, tolerance = scale_of(problem), tolerance_of(problem)
+    for name, threshold in thresholds(problem).items():
+        dropped = fit.scale * gradient[name][problem.gradient[name] == 0]
+        over = (dropped.abs() - threshold - 5 * problem.channel.sigma).clamp_min(0)
+        if not bool(over.norm() <= tolerance * scales[name]):
+            return False
+    return True
+
+
+def _tells(problem: Problem, inputs: Tensor, labels: Tensor) -> bool:
+    """Whether no sample of (N, C, H, W) could as well be a gray picture, as far as noise tells."""
+    gray = to_model_units(problem, torch.full_like(inputs[:1], 0.5))
+    for place in range(len(inputs)):
+        other = torch.cat([inputs[:place], gray, inputs[place + 1 :]])
+        if fit_of(problem, gradient_of(problem, other, labels), inputs.numel()).at_floor:
+            return False
+    return True
+
+
+def _best(worst: list[float], fits: list[Fit], at_floor: list[bool]) -> int:
+    """The row of the claim: the first at the floor, else the one that comes nearest."""
+    if any(at_floor):
+        return at_floor.index(True)
+    values = [_finite(fit.ratio) for fit in fits]
+    apart = values if values and min(values) < math.inf else worst
+    return int(torch.tensor(apart).argmin())
+
+
 def _agreement(
-    problem: Problem, inputs: Tensor, worst: list[float], best: int
+    problem: Problem, inputs: Tensor, close: list[bool], best: int
 ) -> tuple[tuple[float, ...], int]:
     """Per sample, how near the nearest other restart came; and how many agree on all samples.
 
     Only restarts with a small residual count: two that failed may fail alike.
     """
-    limit = max(CONSISTENT, tolerance_of(problem))
-    if worst[best] > limit:
+    if not close[best]:
         return (), 0
     mine = to_pixels(problem, inputs[best]).double().cpu()
     nearest: Tensor | None = None
     agreeing = 1
-    for row, residual in enumerate(worst):
-        if row == best or residual > limit:
+    for row, counts in enumerate(close):
+        if row == best or not counts:
             continue
         other = to_pixels(problem, inputs[row]).double().cpu()
         # The order within a batch means nothing.
-        near = psnr(other[match_batch(mine, other)], mine).clamp_max(200.0)  # (N,)
+        other = other[match_batch(mine, other)]
+        near = psnr(other, mine).clamp_max(200.0)  # (N,)
         nearest = near if nearest is None else torch.maximum(nearest, near)
-        agreeing += int(bool((near >= AGREE).all()))
+        agreeing += int(bool((near >= AGREE).all()) and _from_dump(problem, mine, other))
     return (() if nearest is None else tuple(nearest.tolist())), agreeing
+
+
+def _from_dump(problem: Problem, one: Tensor, other: Tensor) -> bool:
+    """Whether two answers (N, C, H, W), pixels, agree by more than what a prior makes of noise."""
+    if problem.channel.is_clear:
+        return True
+    apart = (one - other).square().flatten(1).mean(1)
+    from_gray = torch.minimum((one - 0.5).square(), (other - 0.5).square()).flatten(1).mean(1)
+    return bool((apart <= _TOLD * from_gray).all())
 
 
 def _own_residual(problem: Problem, recovery: Recovery, gradient: Mapping[str, Tensor]) -> float:

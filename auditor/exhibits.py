@@ -35,9 +35,12 @@ def png_of(picture: Tensor) -> bytes:
     return stream.getvalue()
 
 
-def exhibits_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tuple[Exhibit, ...]:
+def exhibits_of(
+    problem: Problem, evidence: Evidence, truth: Truth | None, error_bars: Tensor | None = None
+) -> tuple[Exhibit, ...]:
     """One film strip a sample, from the start of the best restart to its end.
 
+    `error_bars` (N, 3, H, W), colours 0..1: the map of bounds/heat.py for the claim's samples.
     Of samples that were read one by one, a strip of one picture each, of those that were shown.
     """
     if evidence.best is None:
@@ -56,6 +59,7 @@ def exhibits_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tu
             strip=(*(_encoded(p[index]) for p in pictures[:-1]), _encoded(final[index])),
             strip_steps=course.snapshot_steps,
             truth=None if true is None else _encoded(true[index]),
+            error_bar=None if error_bars is None else _encoded(error_bars[index]),
         )
         for index in range(len(final))
     )

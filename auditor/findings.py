@@ -9,37 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from auditor.evidence import (
-    CONSISTENT,
     best_pixels,
+    equals_in_words,
+    is_close,
     is_equal,
     is_proved,
     is_verified,
-    where_it_ended,
 )
 from auditor.metrics import label_accuracy, match_batch, mse, psnr, ssim
-from auditor.problem import tolerance_of
 from auditor.records import (
     Certainty,
     Evidence,
     Finding,
     LabelClaim,
-    LinkReport,
     Measure,
     Problem,
     Severity,
     Truth,
 )
 from auditor.rules import finding_of
-from auditor.samples.findings import sample_finding, why_more, why_no_sample
+from auditor.samples.findings import sample_finding
 from auditor.severity import input_severity, label_severity
+from auditor.trials.fidelity import Fidelity, ceiling_of
 
 _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
-_FOUND = 1e-4  # relative residual at which a search has found something
 _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
 _PROVED = (
     "The picture was computed, not searched for: the equations of every layer that was read "
@@ -50,13 +49,27 @@ _PROVED = (
 _UNCONFIRMED = {"equal": 30.0, "close": 20.0}
 
 
-def findings_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tuple[Finding, ...]:
+@dataclass(frozen=True)
+class Weight:
+    """What bears on a claim besides its evidence."""
+
+    fidelity: Fidelity | None = None  # judged without truth; None: by its agreement alone
+    doubted: bool = False  # a negative control recovered as much
+    foreign: bool = False  # the dump is not of this model: nothing about labels follows
+
+
+_ALONE = Weight()
+
+
+def findings_of(
+    problem: Problem, evidence: Evidence, truth: Truth | None, weight: Weight = _ALONE
+) -> tuple[Finding, ...]:
     """What this evidence shows, worst first. Empty when it shows nothing."""
     found: list[Finding] = []
-    if evidence.recovery.labels is not None:
+    if evidence.recovery.labels is not None and not weight.foreign:
         found += _label_findings(problem, evidence, evidence.recovery.labels, truth)
     if evidence.best is not None:
-        found += _input_findings(problem, evidence, truth)
+        found += _input_findings(problem, evidence, truth, weight)
     if any(evidence.samples):
         found.append(sample_finding(problem, evidence, truth))
     return worst_first(f for f in found if f.severity.score > 0)
@@ -65,81 +78,6 @@ def findings_of(problem: Problem, evidence: Evidence, truth: Truth | None) -> tu
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """By score; of equal ones, what the dump shows by itself before what was measured."""
     return tuple(sorted(findings, key=lambda f: (-f.severity.score, f.certainty == "measured")))
-
-
-def why_nothing(problem: Problem, evidence: Evidence) -> str:
-    """Why an attack that ended shows nothing, in one sentence."""
-    if evidence.recovery.links and not is_equal(problem, evidence):
-        return _hidden(evidence) + "; an attack that failed proves nothing"
-    if evidence.best is None and evidence.recovery.labels is None:
-        return f"{why_no_sample(evidence)}; an attack that failed proves nothing"
-    if evidence.best is None:
-        claim = evidence.recovery.labels
-        if claim is not None and not claim.statements:
-            return "no statement about labels could be proved on this dump"
-        return "the head's gradient is too small for its precision: no sign can be trusted"
-    if is_verified(problem, evidence):
-        return "the rebuilt picture explains the gradient, but is not like the truth that was given"
-    return _unfinished(problem, evidence) + "; a failed search proves nothing"
-
-
-def why_unfinished(problem: Problem, evidence: Evidence) -> str:
-    """Why a leak that was shown may be larger than shown; empty when it cannot be."""
-    if evidence.best is None and any(evidence.samples):
-        return why_more(problem, evidence)
-    if evidence.best is None or is_verified(problem, evidence):
-        return ""
-    return _unfinished(problem, evidence)
-
-
-def _unfinished(problem: Problem, evidence: Evidence) -> str:
-    assert evidence.best is not None
-    residual = evidence.worst_residuals[evidence.best]
-    if evidence.recovery.links:
-        return _hidden(evidence)
-    if evidence.recovery.guided and is_equal(problem, evidence):
-        return "a prior (neighbouring pixels are alike) chose among pictures that fit the dump"
-    if is_equal(problem, evidence):
-        return "no independent restart confirms the best one"
-    ended = "the budget ended" if evidence.recovery.expired else "the search ended"
-    return (
-        f"{ended} at a relative residual of {residual:.1e} in the worst tensor, "
-        f"{tolerance_of(problem):.1e} is needed"
-    )
-
-
-def _hidden(evidence: Evidence) -> str:
-    """What keeps a reading layer by layer from being certain."""
-    last = next((link for link in evidence.recovery.links if not link.solved), None)
-    if evidence.recovery.expired:
-        return where_it_ended(evidence.recovery)
-    if last is None:
-        return "every layer was read, but the two readings of the dump differ"
-    return _why_unsolved(last)
-
-
-def _why_unsolved(last: LinkReport) -> str:
-    if last.undetermined and last.status == "reached the goal":
-        return (
-            f"the layer {last.layer!r} hides its input: its equations leave about "
-            f"{last.undetermined} of {last.unknowns} numbers open"
-        )
-    if not last.undetermined and last.gap > last.residual and last.status == "reached the goal":
-        return (
-            f"the layer {last.layer!r} amplifies rounding errors: two readings of the dump end "
-            f"{last.gap:.1e} of their size apart"
-        )
-    if last.status == "searched":
-        ended = f"the search ended at a relative residual of {last.residual:.1e}"
-        if last.residual <= _FOUND:
-            ended = "no second search confirms what was found"
-        return f"the picture was searched for below the last layer that could be read, and {ended}"
-    if last.undetermined:
-        return f"the layer {last.layer!r} was not solved to the end ({last.status})"
-    return (
-        f"the equations of the layer {last.layer!r} do not hold for one sample: relative residual "
-        f"{last.residual:.1e} ({last.status})"
-    )
 
 
 # --------------------------------------------------------------------------- labels
@@ -214,7 +152,9 @@ def _expectations(claim: LabelClaim) -> list[Measure]:
 # --------------------------------------------------------------------------- inputs
 
 
-def _input_findings(problem: Problem, evidence: Evidence, truth: Truth | None) -> list[Finding]:
+def _input_findings(
+    problem: Problem, evidence: Evidence, truth: Truth | None, weight: Weight
+) -> list[Finding]:
     assert evidence.best is not None
     if not math.isfinite(evidence.worst_residuals[evidence.best]):
         return []
@@ -224,7 +164,7 @@ def _input_findings(problem: Problem, evidence: Evidence, truth: Truth | None) -
     found = []
     if measured is not None and measured.leaks:
         found.append(_measured_finding(evidence, measured))
-    claimed = _claimed_finding(problem, evidence, measured)
+    claimed = _claimed_finding(problem, evidence, measured, weight)
     return found + ([claimed] if claimed is not None else [])
 
 
@@ -278,22 +218,20 @@ def _measured_finding(evidence: Evidence, measured: _Measured) -> Finding:
 
 
 def _claimed_finding(
-    problem: Problem, evidence: Evidence, measured: _Measured | None
+    problem: Problem, evidence: Evidence, measured: _Measured | None, weight: Weight
 ) -> Finding | None:
     """What the dump itself shows, without truth; with truth, no more than what was measured."""
     assert evidence.best is not None
-    residual = evidence.worst_residuals[evidence.best]
-    if residual > max(CONSISTENT, tolerance_of(problem)):
+    if not is_close(problem, evidence):
         return None
-    verified = is_verified(problem, evidence)
-    certainty: Certainty = "verified" if verified else "consistent"
-    if is_proved(problem, evidence):
-        certainty = "proved"
-    severity = _severity_of(_worth(problem, evidence), certainty)
+    worth = _worth(problem, evidence) if weight.fidelity is None else weight.fidelity.decibels
+    certainty = _certainty(problem, evidence, weight, float(worth.max()))
+    verified = certainty != "consistent"
+    severity = _severity_of(worth, certainty)
     if measured is not None and measured.severity(certainty).score < severity.score:
         severity = measured.severity(certainty)
     size = problem.knowledge.batch_size or 1
-    text = _PROVED if certainty == "proved" else _claim_text(evidence, verified, size)
+    text = _PROVED if certainty == "proved" else _claim_text(problem, evidence, verified, size)
     if severity.score == 0:
         return None
     premises = ["model, loss and batch size are as listed under assumptions"]
@@ -301,14 +239,29 @@ def _claimed_finding(
         premises.append("the gradient is that of one sample (its rank was tested)")
     premises += evidence.recovery.assumed
     return finding_of(
-        "GA201" if verified else "GA202",
+        _code(problem, verified),
         severity,
         certainty,
         text,
         evidence.attack,
-        _claim_measures(evidence),
+        _claim_measures(evidence, weight),
         premises,
     )
+
+
+def _certainty(problem: Problem, evidence: Evidence, weight: Weight, decibels: float) -> Certainty:
+    """How sure the claim is. Through noise, only what is recognisable is called verified."""
+    if is_proved(problem, evidence):
+        return "proved"
+    clear = problem.channel.is_clear or decibels >= _RECOGNISABLE
+    sure = is_verified(problem, evidence) and clear and not weight.doubted
+    return "verified" if sure else "consistent"
+
+
+def _code(problem: Problem, verified: bool) -> str:
+    if not verified:
+        return "GA202"
+    return "GA201" if problem.channel.is_clear else "GA205"
 
 
 def _worth(problem: Problem, evidence: Evidence) -> Tensor:
@@ -320,30 +273,18 @@ def _worth(problem: Problem, evidence: Evidence) -> Tensor:
     if evidence.agreement:
         return torch.tensor(evidence.agreement, dtype=torch.float64)
     worth = _UNCONFIRMED["equal" if is_equal(problem, evidence) else "close"]
-    share = _open_share(evidence)
-    if share > 0:  # take what was left open for noise, uniform over the pixel range
-        worth = min(worth, -10 * math.log10(share / 12))
-    known = problem.knowledge
-    unknowns = (known.batch_size or 1) * math.prod(known.input_shape)
-    if sum(sent.numel() for sent in problem.gradient.values()) < unknowns:
-        worth = 0.0  # fewer numbers than pixels: they fit many pictures
+    worth = min(worth, ceiling_of(problem, evidence))
     return torch.full((problem.knowledge.batch_size or 1,), worth, dtype=torch.float64)
 
 
-def _open_share(evidence: Evidence) -> float:
-    """The largest share of its input that a layer left open, 0..1."""
-    links = evidence.recovery.links
-    return max((link.undetermined / link.unknowns for link in links), default=0.0)
-
-
-def _claim_text(evidence: Evidence, verified: bool, size: int) -> str:
+def _claim_text(problem: Problem, evidence: Evidence, verified: bool, size: int) -> str:
     restarts = len(evidence.worst_residuals)
     what = "The picture" if size == 1 else f"All {size} pictures"
     verb = "was" if size == 1 else "were"
     if verified:
         return (
             f"{what} {verb} rebuilt: {evidence.agreeing} of {restarts} independent restarts "
-            "reached the same answer, and its gradient equals the dump."
+            f"reached the same answer, and its gradient {equals_in_words(problem)}."
         )
     if evidence.agreement:
         return (
@@ -356,7 +297,7 @@ def _claim_text(evidence: Evidence, verified: bool, size: int) -> str:
     )
 
 
-def _claim_measures(evidence: Evidence) -> Sequence[Measure]:
+def _claim_measures(evidence: Evidence, weight: Weight) -> Sequence[Measure]:
     assert evidence.best is not None
     measures = [
         Measure("relative residual", evidence.residuals[evidence.best], ""),
@@ -367,4 +308,6 @@ def _claim_measures(evidence: Evidence) -> Sequence[Measure]:
     ]
     if evidence.agreement:
         measures.append(Measure("agreement, worst sample", min(evidence.agreement), "dB"))
+    if weight.fidelity is not None:
+        measures.append(Measure("fidelity, judged without truth", weight.fidelity.best, "dB"))
     return measures

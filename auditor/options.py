@@ -45,6 +45,7 @@ class Options:
     device: torch.device
     evidence: EvidenceMode = "none"
     command: tuple[str, ...] = ()
+    what_if: bool = False  # the usual defences, each attacked again
 
 
 def make_options(
@@ -57,10 +58,12 @@ def make_options(
     evidence: EvidenceMode = "none",
     command: Sequence[str] = (),
     offered: Sequence[str] | None = None,
+    what_if: bool | None = None,
 ) -> Options:
     """Check the caller's choices. Raises UsageError.
 
     `offered`: names of the attacks to choose from, those on pictures unless said.
+    `what_if`: with the preset deep unless said.
     """
     chosen = next((p for p in PRESETS if p.name == preset), None)
     if chosen is None:
@@ -85,6 +88,7 @@ def make_options(
         device=pick_device(device),
         evidence=evidence,
         command=tuple(command),
+        what_if=chosen.name == "deep" if what_if is None else what_if,
     )
 
 

@@ -17,6 +17,7 @@ from auditor.exhibits import certainty_of, png_of, shown_samples
 from auditor.records import Evidence, Problem
 from auditor.report.audit_json import to_json
 from auditor.report.directory import OURS, check_target
+from auditor.report.files import unwritable
 from auditor.report.html import to_html
 from auditor.report.words import printable
 from auditor.text.audit import TextResult
@@ -28,10 +29,16 @@ def write_audit(result: Result | TextResult, out: Path, *, overwrite: bool = Fal
 
     Everything is made in a hidden directory and moved at the end, so that two audits are never
     mixed. A directory that is there already stays: it may be a mount or a link. Raises UsageError
-    as `check_target` does.
+    as `check_target` does, and when the disk is full.
     """
     check_target(out, overwrite=overwrite)
-    out = out.resolve()
+    try:
+        _write(result, out.resolve())
+    except OSError as error:
+        raise unwritable(error, out) from error
+
+
+def _write(result: Result | TextResult, out: Path) -> None:
     home = out if out.exists() else out.parent
     home.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=home))

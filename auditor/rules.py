@@ -95,6 +95,15 @@ RULES: tuple[Rule, ...] = (
         _RECONSTRUCTION,
     ),
     Rule(
+        "GA205",
+        "The training input was rebuilt through a defence",
+        "The gradient was noised, pruned, rounded or clipped. That of the rebuilt input explains "
+        "it up to what the defence does, and independent restarts arrived at the same input.",
+        "At this strength the defence does not keep the data from whoever allows for it.",
+        _AGGREGATE,
+        _RECONSTRUCTION,
+    ),
+    Rule(
         "GA501",
         "The exact text was rebuilt from the gradient",
         "The gradient of the rebuilt sequences of tokens, derived again, equals the dump in half "
@@ -197,6 +206,69 @@ RULES: tuple[Rule, ...] = (
         "Attacks and checks differentiate the model in the wrong mode: what they fail to rebuild "
         "means nothing.",
         "Say --mode as the gradient shows it. Frozen batch norms count as evaluation mode.",
+    ),
+    Rule(
+        "GA320",
+        "A negative control recovered as much",
+        "The same attack was run on a gradient that cannot hold the claimed data, and came back "
+        "with as much.",
+        "The claim may say more about the attack and the model than about the client's data.",
+        "Give the truth with --truth if you have it, or run again with --preset deep.",
+    ),
+    Rule(
+        "GA310",
+        "Model and dump do not belong together",
+        "Sums that are zero for every batch of this model (units that ReLU joins, batch norms, the "
+        "classifier's own prediction) are not, while those that hold for any weights are.",
+        "The dump was made with other weights, so the audit looked at the wrong model: what it did "
+        "not find means nothing.",
+        "Give the weights from before the client's step, of the same model and round.",
+    ),
+    Rule(
+        "GA311",
+        "Model and dump fit each other only roughly",
+        "The sums that need the model's weights are off by more than rounding, but by little.",
+        "Weights of one step earlier or later, or a client that computed in TF32 or bfloat16, do "
+        "that. Attacks that need every digit fail then.",
+        "Give the weights from before the client's step; dump from a run in single precision.",
+    ),
+    Rule(
+        "GA312",
+        "The gradient is turned around, or its labels were smoothed",
+        "A batch has no more classes with a negative bias gradient than it has samples.",
+        "A change of weights has the opposite sign of a gradient: read as one, every statement "
+        "about labels would be wrong.",
+        "Say --kind update for weights after training minus weights before, or --label-smoothing.",
+    ),
+    Rule(
+        "GA313",
+        "The labels were smoothed otherwise than was said",
+        "The classifier's gradient is explained by this label smoothing and by no other.",
+        "Attacks differentiate the loss that was said, and statements about labels rest on it.",
+        "Say --label-smoothing as the message has it.",
+    ),
+    Rule(
+        "GA314",
+        "The gradient is a multiple of what was said",
+        "The classifier's gradient is that of such a batch, times a factor.",
+        "It was clipped, summed instead of averaged, accumulated or scaled; attacks that compare "
+        "sizes fail then.",
+        "Say --reduction sum if it was summed, or unscale the gradient before it is dumped.",
+    ),
+    Rule(
+        "GA315",
+        "The gradient is not that of softmax cross-entropy alone",
+        "The sums over the classes are not zero, but not as noise leaves them.",
+        "Weight decay or another loss is in the gradient, and no attack differentiates that.",
+        "Dump the gradient of the loss itself, before weight decay; audit with cross-entropy.",
+    ),
+    Rule(
+        "GA316",
+        "The gradient holds more samples than was said",
+        "The gradient of a linear layer is one outer product a sample; there are more of them.",
+        "A larger batch, several steps or several clients are in it. What was not rebuilt means "
+        "nothing.",
+        "Say the right --batch-size; a sum over clients is a batch of all their samples.",
     ),
     Rule(
         "GA401",

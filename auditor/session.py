@@ -5,17 +5,25 @@ torch is imported inside the functions that need it, so that the parser starts a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import typer
 from rich.console import Console
 
+from auditor.arguments import GateOptions, OutputOptions
 from auditor.errors import UsageError
+from auditor.gate import Accepted, GateRules, Limits, Reference, judged, require_same_model
+from auditor.records import Audit, LoadedModel
+from auditor.report.audit_json import read_audit
+from auditor.report.directory import check_target
+from auditor.report.files import STDOUT, check_files, unwritable, write_text
+from auditor.severity import parse_threshold
 
 if TYPE_CHECKING:
     from auditor.attacks import Milestone
@@ -38,51 +46,76 @@ class Samples:
 
 
 def audit_and_write(
-    case: Case | TextCase,
-    options: Options,
-    out: Path,
-    *,
-    overwrite: bool,
-    fail_on: str | None,
-    waive: bool,
-    quiet: bool,
+    case: Case | TextCase, options: Options, outputs: OutputOptions, rules: GateRules
 ) -> None:
-    """Run the audit, write its directory, tell people, print the report's path, exit."""
+    """Run the audit, write what was asked for, tell people, print the report's path, exit."""
     import torch
 
     from auditor.outputs import write_audit
     from auditor.report.console import print_audit
     from auditor.report.progress import ProgressLine
+    from auditor.report.terminal_picture import print_pictures
 
+    _require_fit(case, rules)
     if options.device.type == "cpu" and _is_small(case):
         torch.set_num_threads(1)  # the products are too small to share, waiting costs more
-    people = stderr_console()
+    people, quiet = stderr_console(), outputs.quiet
     with ProgressLine(people, quiet=quiet) as progress:
-        result = _run(case, options, fail_on=fail_on, waive=waive, progress=progress)
-    write_audit(result, out, overwrite=overwrite)
+        result = _run(case, options, outputs.out, rules=rules, progress=progress)
+    result = replace(result, audit=judged(result.audit, rules))
+    texts = _texts_of(result.audit, outputs.files)  # before anything is written: all or none
+    write_audit(result, outputs.out, overwrite=outputs.overwrite)
+    _write_files(result.audit, outputs.files, texts)
     if not quiet:
         print_audit(result.audit, people)
-        if (out / "evidence").exists():
-            say(f"Evidence, for your eyes only: {out / 'evidence'}", quiet)
+        print_pictures(result.audit, outputs.out, people)
+        if (outputs.out / "evidence").exists():
+            say(f"Evidence, for your eyes only: {outputs.out / 'evidence'}", quiet)
         say("Report:", quiet)
-    put(f"{out / 'report.html'}\n")
+    report = f"{outputs.out / 'report.html'}\n"
+    if STDOUT in outputs.files.values():
+        say(report.rstrip(), quiet)
+    else:
+        put(report)
     raise typer.Exit(result.audit.gate.exit_code)
+
+
+def _texts_of(audit: Audit, files: dict[str, Path]) -> dict[str, str]:
+    from auditor.report.formats import format_of, to_text
+
+    return {form: to_text(audit, format_of(form)) for form in files}
+
+
+def _write_files(audit: Audit, files: dict[str, Path], texts: dict[str, str]) -> None:
+    for form, path in files.items():
+        if path == STDOUT:
+            put(texts[form])
+        else:
+            write_text(path, texts[form], private=audit.evidence == "embed" and form == "json")
 
 
 def _run(
     case: Case | TextCase,
     options: Options,
+    out: Path,
     *,
-    fail_on: str | None,
-    waive: bool,
+    rules: GateRules,
     progress: Callable[[Milestone], None],
 ) -> Result | TextResult:
     """The audit of a case, on pictures or on text."""
     from auditor.audit import Case, run_audit
 
+    fail_on, waive = rules.fail_on, rules.allow_inconclusive
     if isinstance(case, Case):
+        from auditor.what_if import Store
+
         return run_audit(
-            case, options, fail_on=fail_on, allow_inconclusive=waive, progress=progress
+            case,
+            options,
+            fail_on=fail_on,
+            allow_inconclusive=waive,
+            progress=progress,
+            store=Store.beside(out),
         )
     from auditor.text.audit import run_text_audit
 
@@ -91,21 +124,62 @@ def _run(
     )
 
 
-def _is_small(case: Case | TextCase) -> bool:
+def _require_fit(case: Case | TextCase, rules: GateRules) -> None:
+    """Before anything runs: the baseline is of this model, and the limits are about it.
+
+    Raises InputError and UsageError.
+    """
     from auditor.audit import Case
 
-    model = case.model if isinstance(case, Case) else case.language.model
-    return sum(p.numel() for p in model.module.parameters()) < 5_000_000
+    if rules.reference is not None:
+        module = _model_of(case).module
+        parameters = sum(p.numel() for p in module.parameters())
+        require_same_model(type(module).__name__, parameters, rules.reference)
+    if rules.limits.psnr is not None and not isinstance(case, Case):
+        raise UsageError(
+            expected="--max-psnr only with a model of pictures",
+            found="a language model",
+            todo="Leave --max-psnr out; a text has no PSNR.",
+        )
 
 
-def precheck(out: Path, overwrite: bool, fail_on: str | None) -> None:
-    """Everything that can be refused before torch is imported."""
-    from auditor.report.directory import check_target
-    from auditor.severity import parse_threshold
+def _model_of(case: Case | TextCase) -> LoadedModel:
+    from auditor.audit import Case
 
-    check_target(out, overwrite=overwrite)
-    if fail_on is not None:
-        parse_threshold(fail_on)
+    return case.model if isinstance(case, Case) else case.language.model
+
+
+def _is_small(case: Case | TextCase) -> bool:
+    return sum(p.numel() for p in _model_of(case).module.parameters()) < 5_000_000
+
+
+def precheck(
+    gate: GateOptions,
+    outputs: OutputOptions,
+    reads: Iterable[Path | None] = (),
+    accepted: tuple[Accepted, ...] = (),
+) -> GateRules:
+    """What the gate is asked; everything that can be refused before torch is imported.
+
+    `reads`: files that nothing may be written over.
+    """
+    check_target(outputs.out, overwrite=outputs.overwrite)
+    files = {f"--{form}": path for form, path in outputs.files.items()}
+    check_files(files, outputs.out, [path for path in (*reads, gate.baseline) if path is not None])
+    if gate.fail_on is not None:
+        parse_threshold(gate.fail_on)
+    return GateRules(
+        fail_on=gate.fail_on,
+        allow_inconclusive=gate.waive,
+        limits=Limits(gate.max_psnr, gate.max_labels),
+        accepted=accepted,
+        reference=None if gate.baseline is None else _reference(gate.baseline),
+    )
+
+
+def _reference(path: Path) -> Reference:
+    audit, text = read_audit(path)
+    return Reference(audit, hashlib.sha256(text.encode()).hexdigest())
 
 
 def choices(
@@ -117,8 +191,13 @@ def choices(
     evidence: str | None,
     *,
     text: bool = False,
+    elsewhere: Sequence[str] = (),
+    what_if: bool | None = None,
 ) -> Options:
-    """The caller's choices, checked; `text`: among the attacks on text. Raises UsageError."""
+    """The caller's choices, checked; `text`: among the attacks on text. Raises UsageError.
+
+    `elsewhere`: what variables and the project's file set, as flags.
+    """
     from auditor.options import make_options
     from auditor.report.command import public_command
 
@@ -128,6 +207,12 @@ def choices(
         raise UsageError(
             expected="none, separate or embed", found=repr(evidence), todo="Mend --evidence."
         )
+    if text and what_if:
+        raise UsageError(
+            expected="--what-if with a model of pictures",
+            found="the folder of a language model",
+            todo="Leave --what-if out; see docs/what-if.md.",
+        )
     names = [name.strip() for name in attacks.split(",")] if attacks else None
     return make_options(
         preset=preset,
@@ -136,8 +221,9 @@ def choices(
         budget=budget,
         device=device,
         evidence=chosen,  # type: ignore[arg-type]
-        command=public_command(sys.argv[1:]),
+        command=public_command([*sys.argv[1:], *elsewhere]),
         offered=_text_attacks() if text else None,
+        what_if=what_if,
     )
 
 
@@ -263,12 +349,18 @@ def stderr_console() -> Console:
 
 
 def put(text: str) -> None:
-    """What was asked for, on stdout. That its reader has gone changes no exit code."""
+    """What was asked for, on stdout. That its reader has gone changes no exit code.
+
+    Raises UsageError when it goes to a full disk.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         _silence(sys.stdout)
+    except OSError as error:
+        _silence(sys.stdout)
+        raise unwritable(error, Path("stdout")) from error
 
 
 def _silence(stream: TextIO) -> None:

@@ -94,7 +94,8 @@ def text_severity(*, certainty: Certainty, likeness: float, share: float) -> Sev
     """
     if _share(share) == 0:
         raise ValueError("a share of 0 is not a recovered text")
-    return _severity(10 * TRUST[certainty] * _on(LIKENESS, _share(likeness)) * (0.95 + 0.05 * share))
+    fidelity = _on(LIKENESS, _share(likeness))
+    return _severity(10 * TRUST[certainty] * fidelity * (0.95 + 0.05 * share))
 
 
 def token_severity(*, certainty: Certainty, complete: bool) -> Severity:

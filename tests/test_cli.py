@@ -435,8 +435,8 @@ def test_out_may_be_the_directory_we_are_in(case):
 def test_a_run_that_fails_leaves_nothing(case, monkeypatch):
     before = contents(case)
     with monkeypatch.context() as patch:
-        patch.setattr("auditor.outputs.to_html", raising(OSError("disk full")))
-        assert gradaudit(*LABELS, "--out", "deep/down", cwd=case).code == 5
+        patch.setattr("auditor.outputs.to_html", raising(OSError(28, "disk full")))
+        refused(gradaudit(*LABELS, "--out", "deep/down", "-q", cwd=case), 2, "disk full")
     assert contents(case) == before
     with monkeypatch.context() as patch:
         patch.setattr("auditor.outputs.png_of", raising(KeyboardInterrupt()))
@@ -445,8 +445,8 @@ def test_a_run_that_fails_leaves_nothing(case, monkeypatch):
     assert gradaudit(*LABELS, cwd=case).code == 0
     kept = contents(case)
     with monkeypatch.context() as patch:
-        patch.setattr("auditor.outputs.to_html", raising(OSError("disk full")))
-        assert gradaudit(*LABELS, "--overwrite", cwd=case).code == 5
+        patch.setattr("auditor.outputs.to_html", raising(OSError(28, "disk full")))
+        assert gradaudit(*LABELS, "--overwrite", cwd=case).code == 2
     assert contents(case) == kept  # the older audit is still there, whole
 
 

@@ -9,7 +9,8 @@ import torch
 from problems import Client, batch, lenet_client
 
 from auditor.evidence import examine
-from auditor.findings import findings_of, why_nothing, why_unfinished
+from auditor.findings import findings_of
+from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import Course, Evidence, LabelClaim, LinkReport, Recovery, Truth
 from auditor.severity import input_severity, label_severity
 

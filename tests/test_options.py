@@ -45,6 +45,7 @@ EVERY = {
     "images.imprint",
     "images.attention",
     "images.deconvolution",
+    "images.defended",
     "images.lm",
     "images.idlg",
     "images.dlg",

@@ -21,7 +21,9 @@ from auditor.text.attacks import TEXT_ATTACKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = ("README.md", "docs/command-line.md", "docs/architecture.md", "docs/attacks/README.md")
+TEXT = "\n\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 # One typer writes INTEGER where another writes <int>.
 TYPES = re.compile(r"<\w+>|\b(INTEGER|FLOAT|PATH)\b|[{}]")
 
@@ -32,7 +34,7 @@ def blocks(language):
 
 def table(first_column):
     """Rows of the table that begins with this heading, as lists of cells."""
-    _, found, rest = README.partition(f"\n| {first_column} |")
+    _, found, rest = TEXT.partition(f"\n| {first_column} |")
     assert found, first_column
     rows = rest.split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
@@ -40,6 +42,17 @@ def table(first_column):
 
 def words(text):
     return TYPES.sub(" ", text).split()
+
+
+def test_the_first_page_is_short():
+    assert len(README.splitlines()) < 200
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert ((ROOT / page).parent / target).exists(), target
 
 
 def test_exit_codes_are_those_of_the_program():
@@ -99,7 +112,7 @@ def test_help_texts_are_those_of_the_program():
 
 def test_every_command_that_is_shown_exists():
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    lines += re.findall(r"`(gradaudit [a-z].*?)`", README)
+    lines += re.findall(r"`(gradaudit [a-z].*?)`", TEXT)
     assert len(lines) >= 8
     for line in lines:
         name, verb, *rest = line.split()
@@ -111,7 +124,7 @@ def test_every_command_that_is_shown_exists():
 
 
 def test_codes_that_are_shown_exist():
-    assert set(re.findall(r"GA\d{3}", README)) <= {rule.code for rule in RULES}
+    assert set(re.findall(r"GA\d{3}", TEXT)) <= {rule.code for rule in RULES}
 
 
 def test_the_tour_works(tmp_path, monkeypatch):

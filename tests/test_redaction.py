@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 import tempfile
+import zlib
 
 import pytest
 import torch
@@ -27,6 +28,13 @@ CLASSES = 20011
 LABEL = 14593  # also the index in the data set: five digits do not turn up by chance
 PICTURE = pictures()[0]  # (1, 8, 8)
 BANNER = b"<strong>TLP:RED</strong>"
+FORMATS = ("json", "sarif", "junit", "markdown")
+TOLD = {
+    *("report/audit.json", "report/report.html", "data in report.html", "stdout", "stderr"),
+    *(f"x.{form}" for form in FORMATS),
+}
+# What may hold evidence when it was asked for; SARIF, JUnit and Markdown never do.
+SHOWING = ["data in report.html", "report/audit.json", "report/report.html", "x.json"]
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +100,27 @@ def run_in(rooms, home, command, *flags):
     """The text of both streams and every file that the run left behind."""
     arguments = [part.format(home=home) for part in COMMANDS[command]]
     before = contents(home)
+    files = [part for form in FORMATS for part in (f"--{form}", f"x.{form}")]
     run = gradaudit(
         *arguments,
-        *("--out", "report", "--seed", "1", *flags),
+        *("--out", "report", "--seed", "1", *files, *flags),
         cwd=rooms / "here",
         env={"USER": USER, "LOGNAME": USER, "HOME": str(home)},
     )
     assert run.code == 0, run.err
     assert contents(home) == before
     assert contents(rooms / "tmp") == {}
-    assert [path.name for path in (rooms / "here").iterdir()] == ["report"]
+    made = sorted(path.name for path in (rooms / "here").iterdir())
+    assert made == sorted(["report", *(f"x.{form}" for form in FORMATS)])
     left = {str(name): data for name, data in contents(rooms / "here").items()}
+    left["data in report.html"] = inside(left["report/report.html"])
     return left | {"stdout": run.out.encode(), "stderr": run.err.encode()}
+
+
+def inside(page):
+    """The audit that the page carries, unpacked: packed, it would hide from every search."""
+    [block] = re.findall(rb'<template id="audit-data">([^<]*)</template>', page)
+    return zlib.decompress(base64.b64decode(block))
 
 
 # --------------------------------------------------------------------------- the search
@@ -223,7 +240,7 @@ def test_nothing_recovered_is_in_the_outputs(rooms, home, recovered, command, ev
     left = run_in(rooms, home, command, "--evidence", evidence)
     kept = {name for name in left if name.startswith("report/evidence")}
     told = {name: data for name, data in left.items() if name not in kept}
-    assert told.keys() == {"report/audit.json", "report/report.html", "stdout", "stderr"}
+    assert told.keys() == TOLD
     assert bool(kept) == (evidence == "separate")
     assert shows_picture(told, recovered) == []
     assert shows_image(told) == []
@@ -237,12 +254,11 @@ def test_nothing_recovered_is_in_the_outputs(rooms, home, recovered, command, ev
 def test_who_asks_for_it_gets_it_under_a_red_banner(rooms, home, recovered, command):
     """Also the proof that the search above looks at the right things."""
     left = run_in(rooms, home, command, "--evidence", "embed")
-    assert left.keys() == {"report/audit.json", "report/report.html", "stdout", "stderr"}
-    both = ["report/audit.json", "report/report.html"]
-    assert sorted(set(shows_picture(left, recovered))) == both
-    assert shows_image(left) == both
+    assert left.keys() == TOLD
+    assert sorted(set(shows_picture(left, recovered))) == SHOWING
+    assert sorted(shows_image(left)) == SHOWING
     if "sample" not in command:
-        assert shows_label(left) == both
+        assert sorted(shows_label(left)) == SHOWING
     assert BANNER in left["report/report.html"]
     assert b"<title>TLP:RED" in left["report/report.html"]
     assert shows_person(left, home, rooms) == []

@@ -1,5 +1,6 @@
 """What needs no tensor starts without torch: a help text must not take seconds."""
 
+import re
 import subprocess
 import sys
 
@@ -50,9 +51,13 @@ def audited(tmp_path_factory):
         (("simulate", "--help"), 0),
         (("explain", "GA101"), 0),
         (("explain", "GA999"), 2),
+        (("hook", "ddp"), 0),
         (("scan", "model.pt", "grads.safetensors", "--fail-on", "purple"), 2),
         (("scan", "model.pt", "grads.safetensors"), 2),  # an older audit is in the way
         (("render", "gradaudit-report/audit.json", "--out", "page.html"), 0),
+        (("render", "gradaudit-report/audit.json", "--format", "sarif"), 0),
+        (("verify", "gradaudit-report/report.html", "--model", "model.pt"), 0),
+        (("diff", "gradaudit-report/audit.json", "gradaudit-report/audit.json"), 0),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, tuple) else "",
 )
@@ -75,15 +80,23 @@ def test_importing_the_package_is_light():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 
 
-def test_completion_works(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "answer"), [("gradaudit sca", "scan"), ("gradaudit scan --fail", "--fail-on")]
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_works(shell, line, answer):
     """Completion leaves by SystemExit, which must not be taken for a crash."""
     env = PLAIN | {
-        "_GRADAUDIT_COMPLETE": "complete_bash",
-        "COMP_WORDS": "gradaudit sca",
-        "COMP_CWORD": "1",
+        "_GRADAUDIT_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["scan"]
+    assert answer in re.split(r"[\s\":()]+", done.stdout)
+    assert "simulate" not in done.stdout
+    assert done.stderr.endswith("heavy: []\n")

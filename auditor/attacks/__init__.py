@@ -7,6 +7,7 @@ from dataclasses import replace
 from auditor.attacks.attention import PatchEmbeddings
 from auditor.attacks.base import Attack, Milestone, Watch
 from auditor.attacks.deconvolution import Deconvolution
+from auditor.attacks.defended import Defended
 from auditor.attacks.dlg import DLG
 from auditor.attacks.first_layer import FirstLayer
 from auditor.attacks.idlg import IDLG
@@ -28,6 +29,7 @@ ATTACKS: tuple[Attack, ...] = (
     Imprint(),
     PatchEmbeddings(),
     Deconvolution(),
+    Defended(),
     LevenbergMarquardt(),
     IDLG(),
     DLG(),
@@ -58,6 +60,7 @@ __all__ = [
     "PAPER",
     "Attack",
     "Deconvolution",
+    "Defended",
     "FirstLayer",
     "HeadLabels",
     "ImagePriors",

@@ -39,6 +39,7 @@ class Description:
     classes: tuple[str, ...]  # network classes and other names that loading would need
     unsafe: tuple[str, ...]  # those among them that are refused
     notes: tuple[str, ...]
+    refused: bool = False  # it would run code when loaded, or asks for what is not on the list
 
 
 def describe(path: Path) -> Description:
@@ -65,15 +66,17 @@ def describe(path: Path) -> Description:
             unsafe = globals_of(stream.read(PICKLE_BYTES))
         notes = ["a plain pickle, which is never loaded"]
     lines = tuple(TensorLine(claim.name, claim.shape, claim.dtype) for claim in tensors)
-    return Description(kind, file_ref(path, kind), lines, unsafe, unsafe, tuple(notes))
+    refused = kind in {"TorchScript", "pt2", "pickle"}
+    return Description(kind, file_ref(path, kind), lines, unsafe, unsafe, tuple(notes), refused)
 
 
 def _torch(path: Path, kind: Kind) -> Description:
     file = look_into(path, legacy=kind == "torch legacy")
-    notes = []
+    notes, refused = [], False
     try:
         check(file, classes=True, todo="Do not load it.")
     except InputError as error:
+        refused = True
         notes.append(f"would be refused: {error.found}")
     value = file.outline.value
     if isinstance(value, Call) and value.new and isinstance(value.target, Name):
@@ -82,7 +85,8 @@ def _torch(path: Path, kind: Kind) -> Description:
     names = sorted(file.outline.names)
     classes = tuple(name for name in names if unsafe_names([name], classes=False))
     unsafe = unsafe_names(names, classes=True)
-    return Description(kind, file_ref(path, kind), lines, classes, unsafe, tuple(notes))
+    refused = refused or bool(unsafe)
+    return Description(kind, file_ref(path, kind), lines, classes, unsafe, tuple(notes), refused)
 
 
 def _lines(value: object) -> Iterator[TensorLine]:

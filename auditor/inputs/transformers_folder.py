@@ -72,12 +72,11 @@ def load_folder(path: Path) -> LanguageModel:
         tokenizer = _tokenizer(transformers, path)
     if (path / ADAPTER).is_file():
         notes.append(with_adapter(module, path, read_json(path / ADAPTER)))
-        weights = (*weights, path / ADAPTER, path / WEIGHTS)
     module, more = audited(module, path.name)
     _require_fit(tokenizer, module, path.name)
     if tokenizer is None:
         more = [*more, "no tokenizer in the folder: text is shown as token numbers"]
-    loaded = LoadedModel(module, _folder_ref(path, weights), (*notes, *more))
+    loaded = LoadedModel(module, folder_ref(path), (*notes, *more))
     return LanguageModel(loaded, task, tokenizer)
 
 
@@ -221,9 +220,11 @@ def _require_fit(tokenizer: Any, module: Any, name: str) -> None:
         )
 
 
-def _folder_ref(folder: Path, weights: tuple[Path, ...]) -> FileRef:
-    """One digest over config and weights, in the order of their names."""
-    digest, count = hashlib.sha256(), 0
+def folder_ref(folder: Path) -> FileRef:
+    """One digest over config, weights and adapter. Raises InputError for an incomplete folder."""
+    weights, digest, count = weight_files(folder), hashlib.sha256(), 0
+    if (folder / ADAPTER).is_file():
+        weights = (*weights, folder / ADAPTER, folder / WEIGHTS)
     for file in (folder / CONFIG, *weights):
         ref = file_ref(file, "")
         digest.update(f"{ref.name} {ref.sha256}\n".encode())

@@ -106,14 +106,47 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """One limit on a measure (`--max-psnr` and the like), and what was found."""
+
+    measure: Literal["PSNR", "labels"]
+    most: float  # dB, or a share 0..1
+    found: float | None  # in the same unit; None: nothing of the kind has a figure
+    outcome: Literal["kept", "exceeded", "not known"]
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """A finding that somebody accepts, until a day."""
+
+    code: str
+    reason: str
+    expires: str  # ISO 8601: the last day on which it holds
+    state: Literal["active", "expired", "unused"]  # on the day of the audit
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """An earlier audit of the same model: the gate counts what is new or worse than there."""
+
+    sha256: str  # of its audit.json
+    started: str  # as its provenance says
+    new: tuple[str, ...]  # codes of findings of a kind that it does not have
+    worse: tuple[str, ...]  # codes of findings above the worst of their kind there
+
+
+@dataclass(frozen=True)
 class GateResult:
-    """The answer to `--fail-on`."""
+    """The answer to `--fail-on` and to whatever else the gate was asked."""
 
     fail_on: str | None  # as given
     threshold: float | None
     outcome: Literal["no gate", "passed", "failed", "inconclusive"]
     exit_code: int
     reason: str
+    limits: tuple[Limit, ...] = ()
+    suppressions: tuple[Suppression, ...] = ()
+    baseline: Baseline | None = None
 
 
 @dataclass(frozen=True)

@@ -108,3 +108,6 @@ class Evidence:
     seconds: float
     own_residual: float = float("inf")  # of tensors that layers were read from, against themselves
     samples: tuple[Certainty | None, ...] = ()  # (M,) of `recovery.samples`; None: not shown
+    # With a channel that is not clear, (R,) each; empty otherwise.
+    misfits: tuple[float, ...] = ()  # squared residual over what the noise explains; 1 expected
+    at_floor: tuple[bool, ...] = ()  # no more is left than noise explains, and not of gray pictures

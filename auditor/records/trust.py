@@ -9,6 +9,7 @@ from typing import Literal
 from auditor.records.terms import Band
 
 DefenceKind = Literal[
+    "none",  # of a what-if: what the other rows are compared with
     "noise",
     "clipping",
     "top-k",

@@ -14,6 +14,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from auditor.errors import InputError
@@ -42,6 +43,7 @@ _KINDS: dict[object, tuple[type, str]] = {
 _PNG = re.compile("iVBORw0KGgo[A-Za-z0-9+/]*={0,2}")  # in base64
 _HALF = re.compile("[\ud800-\udfff]")
 _REMEDY = "Give the audit.json that `gradaudit scan` wrote, unchanged."
+_OTHER = "Read it with the version of gradaudit that wrote it, or audit again."
 
 _T = TypeVar("_T")
 
@@ -49,9 +51,10 @@ _T = TypeVar("_T")
 class _Shape(Exception):
     """Where a document departs from the records."""
 
-    def __init__(self, path: str, expected: str, found: str) -> None:
+    def __init__(self, path: str, expected: str, found: str, todo: str = "") -> None:
         super().__init__(path, expected, found)
         self.path, self.expected, self.found = path, expected, found
+        self.todo = todo or _REMEDY
 
 
 def to_json(audit: Audit) -> str:
@@ -82,14 +85,28 @@ def from_json(text: str) -> Audit:
         raise InputError(
             expected=f"{error.expected} at {error.path} of audit.json",
             found=error.found,
-            todo=_REMEDY,
+            todo=error.todo,
         ) from error
+
+
+def read_audit(path: Path) -> tuple[Audit, str]:
+    """The audit in a file, and the file's text. Raises InputError as `from_json` does."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            expected="an audit.json",
+            found=f"{path.name!r}, which cannot be read ({type(error).__name__})",
+            todo="Name the file that scan wrote.",
+        ) from error
+    return from_json(text), text
 
 
 def _read(document: object) -> Audit:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version is not None and version != SCHEMA_VERSION:
-        raise _Shape("schema_version", f"version {SCHEMA_VERSION}", f"version {_show(version)}")
+        words = f"version {SCHEMA_VERSION}", f"version {_show(version)}"
+        raise _Shape("schema_version", *words, todo=_OTHER)
     audit = _record(Audit, document, "the top level")
     _check_whole(audit)
     return audit

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.records import Audit, Band, Caveat
-from auditor.report.words import gate_words, printable, score_words, verdict_word
+from auditor.report.trust import trust_lines
+from auditor.report.words import gate_lines, gate_words, printable, score_words, verdict_word
 
 # Colour is never alone: the word stands beside it.
 _STYLE: dict[Band, str] = {
@@ -35,10 +36,13 @@ def print_audit(audit: Audit, console: Console) -> None:
     _print_list(console, "Recognised", _recognised(audit))
     if audit.findings:
         console.print(_findings(audit), highlight=False)
+    _print_list(console, "Trust", [_clean(line) for line in trust_lines(audit.trust)])
     _print_list(console, "Could not be looked at", _unseen(audit))
     _print_list(console, "Caveats", [_caveat(caveat) for caveat in audit.caveats])
     _print_list(console, "Assumed, nobody said so", _assumed(audit))
     console.print(Text.assemble(("Gate: ", "bold"), _clean(gate_words(audit))), highlight=False)
+    for line in gate_lines(audit):
+        console.print(Padding(_clean(line), (0, 0, 0, 2), expand=False), highlight=False)
     if audit.verdict.status != "leak":
         console.print("An attack that failed proves nothing.", highlight=False)
 

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+import zlib
 from dataclasses import dataclass
 
 from jinja2 import Environment
 from markupsafe import Markup
 
 from auditor.records import AttackReport, Audit, Caveat, Curve, Exhibit, LinkReport, Measure
-from auditor.report import charts, words
+from auditor.report import charts, trust, what_if, words
 from auditor.report.audit_json import to_json
 from auditor.report.templates import environment
+from auditor.report.what_if_chart import leakage_charts
 from auditor.rules import Rule, rule
 
+# What stands around the audit.json inside the page; `gradaudit verify` looks for it.
+DATA_START = '<template id="audit-data">'
+DATA_END = "</template>"
+
+_MOST_DATA = 100_000  # characters; the page is to stay below 300 KB
 _MOST_ROWS = 200  # of a table or a list; audit.json always holds everything
 _STANDARDS = {
     "NISTAML.032": "NIST AI 100-2 E2025, data reconstruction",
@@ -45,6 +51,7 @@ class _Sample:
     strip: tuple[_Frame, ...]
     claim: Markup | None
     truth: Markup | None
+    error_bar: Markup | None
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,6 @@ class _Attack:
     tensors: tuple[Measure, ...]
     links: tuple[LinkReport, ...]
     unsolved: LinkReport | None  # the first one: whatever stands below rests on it
-
-
-@dataclass(frozen=True)
-class _Remedy:
-    """One thing to do, and the codes of all that it answers."""
-
-    text: str
-    codes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ def to_html(audit: Audit) -> str:
     Raises ValueError for an audit that `to_json` refuses: exhibits that may not be here, say,
     or that are no PNG.
     """
-    digest = hashlib.sha256(to_json(audit).encode()).hexdigest()
+    data = to_json(audit)
+    digest = hashlib.sha256(data.encode()).hexdigest()
     templates = environment()
     page = templates.get_template("report.html")
     return page.render(
@@ -93,13 +93,27 @@ def to_html(audit: Audit) -> str:
         certainty=words.CERTAINTY,
         most=_MOST_ROWS,
         policy=_policy(templates),
-        remedies=_remedies(audit),
+        remedies=what_if.remedies_of(audit),
         samples=[_sample(exhibit) for exhibit in audit.exhibits],
         scale=charts.score_scale(audit.verdict.severity.score, ident="scale"),
         standards=_standards(audit),
+        data=_packed(data),
         digest=digest,
+        trust=trust,
+        what_if=what_if,
+        leakages=leakage_charts(audit.trust.what_if),
         words=words,
     )
+
+
+def _packed(data: str) -> Markup:
+    """The audit.json as the content of a template element: never shown, never run, no markup.
+
+    Nothing, where it would make the page large: then the audit.json itself has to stand beside it.
+    """
+    content = base64.b64encode(zlib.compress(data.encode(), 9)).decode()
+    content = content if len(content) <= _MOST_DATA else ""
+    return Markup(DATA_START) + Markup(content) + Markup(DATA_END)  # noqa: S704 - base64
 
 
 def _policy(templates: Environment) -> str:
@@ -143,6 +157,7 @@ def _sample(exhibit: Exhibit) -> _Sample:
         strip=strip,
         claim=strip[-1].source if strip else None,
         truth=_source(exhibit.truth) if exhibit.truth is not None else None,
+        error_bar=_source(exhibit.error_bar) if exhibit.error_bar is not None else None,
     )
 
 
@@ -153,24 +168,6 @@ def _source(picture: str) -> Markup:
 # --------------------------------------------------------------------------- gathered
 
 
-def _gathered(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-    """Codes by text, both in the order of their first appearance."""
-    found: dict[str, list[str]] = {}
-    for text, code in pairs:
-        codes = found.setdefault(text, [])
-        if text and code not in codes:
-            codes.append(code)
-    return {text: tuple(codes) for text, codes in found.items() if text}
-
-
-def _remedies(audit: Audit) -> list[_Remedy]:
-    pairs = [(finding.remedy, finding.code) for finding in audit.findings]
-    for caveat in audit.caveats:
-        if entry := _rule_of(caveat):
-            pairs.append((entry.remedy, caveat.code))
-    return [_Remedy(text, codes) for text, codes in _gathered(pairs).items()]
-
-
 def _standards(audit: Audit) -> list[_Standard]:
     pairs = []
     for finding in audit.findings:
@@ -178,5 +175,5 @@ def _standards(audit: Audit) -> list[_Standard]:
             pairs += [(reference, finding.code) for reference in rule(finding.code).references]
         except KeyError:
             continue
-    gathered = _gathered(pairs).items()
-    return [_Standard(ref, _STANDARDS.get(ref.split()[0], ""), codes) for ref, codes in gathered]
+    found = what_if.gathered(pairs).items()
+    return [_Standard(ref, _STANDARDS.get(ref.split()[0], ""), codes) for ref, codes in found]

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from auditor.report.words import duration
+
 _PLAIN_EVERY = 10.0  # seconds between two plain lines of one attack
 
 
@@ -39,6 +41,9 @@ class ProgressLine:
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
+        self._first: dict[
+            str, tuple[float, int]
+        ] = {}  # when an attack was first seen, and its step
 
     def __enter__(self) -> ProgressLine:
         if self._console.is_interactive and not self._quiet:
@@ -71,14 +76,23 @@ class ProgressLine:
             self._show(self._bar, milestone)
             return
         now = time.monotonic()
+        self._first.setdefault(milestone.attack, (now, milestone.done))
         if now - self._last.get(milestone.attack, -_PLAIN_EVERY) >= _PLAIN_EVERY:
             self._last[milestone.attack] = now
             self._console.print(
                 f"{milestone.attack}: step {milestone.done} of at most {milestone.total}, "
-                f"residual {milestone.residual:.1e}",
+                f"residual {milestone.residual:.1e}{self._left(milestone, now)}",
                 highlight=False,
                 markup=False,
             )
+
+    def _left(self, milestone: _Milestone, now: float) -> str:
+        """How long the rest takes at the pace so far; a search that converges ends before."""
+        since, step = self._first[milestone.attack]
+        if milestone.done <= step:
+            return ""
+        rest = (now - since) / (milestone.done - step) * max(0, milestone.total - milestone.done)
+        return f", at most {duration(rest)} left at this pace"
 
     def _show(self, bar: Progress, milestone: _Milestone) -> None:
         task = self._tasks.get(milestone.attack)

@@ -8,7 +8,18 @@ from __future__ import annotations
 import math
 import unicodedata
 
-from auditor.records import Audit, Band, Certainty, LinkReport, Measure, Origin
+from auditor.records import (
+    Audit,
+    Band,
+    Baseline,
+    Certainty,
+    GateResult,
+    Limit,
+    LinkReport,
+    Measure,
+    Origin,
+    Suppression,
+)
 
 # Cc: terminal escapes. Cf: text that turns around or hides. Cs: halves of a character.
 # Zl, Zp: line ends that some readers honour and others do not.
@@ -33,6 +44,8 @@ ORIGIN: dict[Origin, str] = {
     "deduced": "deduced from the numbers",
     "assumed": "assumed, nobody said so",
 }
+
+LIMIT_FLAG = {"PSNR": "--max-psnr", "labels": "--max-labels"}
 
 _CLOSED_FORM = "closed form"  # a layer that needed no solver
 # How a solver ends that did all it could (solve.Status). After any other word, what is open may be
@@ -169,7 +182,50 @@ def score_words(audit: Audit) -> str:
 def gate_words(audit: Audit) -> str:
     """One line on the gate."""
     gate = audit.gate
-    if gate.outcome == "no gate":
+    if gate.outcome == "no gate" or not (asked := _asked(gate)):
         return f"not set (exit code {gate.exit_code}). {gate.reason}".strip()
-    setting = f"--fail-on {gate.fail_on}, exit code {gate.exit_code}"
-    return f"{gate.outcome} ({setting}). {gate.reason}".strip()
+    return f"{gate.outcome} ({asked}, exit code {gate.exit_code}). {gate.reason}".strip()
+
+
+def _asked(gate: GateResult) -> str:
+    asked = [] if gate.fail_on is None else [f"--fail-on {gate.fail_on}"]
+    asked += [f"{LIMIT_FLAG[limit.measure]} {limit.most:g}" for limit in gate.limits]
+    return ", ".join(asked + ["--baseline"] * (gate.baseline is not None))
+
+
+def limit_words(limit: Limit) -> str:
+    """One limit on a measure: whether it is kept."""
+    unit = " dB" if limit.measure == "PSNR" else ""
+    flag = f"{LIMIT_FLAG[limit.measure]} {limit.most:g}"
+    if limit.outcome == "not known":
+        return f"{flag}: not known"
+    found = "nothing found" if limit.found is None else f"{limit.found:.4g}{unit} found"
+    return f"{flag}: {limit.outcome}, {found}"
+
+
+def gate_lines(audit: Audit) -> list[str]:
+    """What the gate took into account besides the threshold, one line each."""
+    gate = audit.gate
+    lines = [limit_words(limit) for limit in gate.limits]
+    if gate.baseline is not None:
+        lines.append(_baseline_words(gate.baseline))
+    return lines + [suppression_words(each) for each in gate.suppressions]
+
+
+def suppression_words(each: Suppression) -> str:
+    """Who reads this must see what was accepted, why, and until when."""
+    state = {
+        "active": f"{each.code} is suppressed until {each.expires}",
+        "expired": f"{each.code}: its suppression expired on {each.expires}",
+        "unused": f"{each.code} is suppressed until {each.expires}, but was not found",
+    }[each.state]
+    return f"{state}. Reason given: {each.reason}"
+
+
+def _baseline_words(baseline: Baseline) -> str:
+    new = ", ".join(baseline.new) or "nothing"
+    worse = ", ".join(baseline.worse) or "nothing"
+    return (
+        f"Compared with the audit of {baseline.started} (SHA-256 {baseline.sha256[:12]}): "
+        f"new: {new}; worse: {worse}."
+    )

@@ -32,7 +32,9 @@ def sample_finding(problem: Problem, evidence: Evidence, truth: Truth | None) ->
     if truth is not None and evidence.recovery.samples is not None:
         decibels = _nearest(to_pixels(problem, evidence.recovery.samples[shown]), truth.inputs)
         measures.append(Measure("PSNR, median (measured)", float(decibels.median()), "dB"))
-        worth = min(worth, float(decibels.max()))
+        worst = float(decibels.max())
+        measures.append(Measure("PSNR, worst-protected sample (measured)", worst, "dB"))
+        worth = min(worth, worst)
     severity = input_severity(certainty=certainty, psnr=worth, share=share)
     return finding_of(
         "GA204",

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 import torch
 
 from auditor.attacks import Milestone, Watch
-from auditor.audit import share_of, told_of, why_not
+from auditor.attacks.failures import told_of
+from auditor.audit import share_of, why_not
 from auditor.errors import UsageError
 from auditor.findings import worst_first
 from auditor.inputs.transformers_folder import silenced

@@ -298,5 +298,6 @@ def test_inputs_and_labels_are_not_reachable_from_a_problem():
     assert len(tensors) >= 2 * len(list(had.module.parameters()))  # the walk went in
     assert not any(t.shape == had.inputs.shape for t in tensors)
     assert {f.name for f in fields(Problem)} == {
-        "module", "gradient", "precision", "knowledge", "trace", "mode_shown", "auxiliary", "labels"
+        "module", "gradient", "precision", "knowledge", "trace", "mode_shown", "auxiliary",
+        "labels", "channel",
     }  # fmt: skip

@@ -11,9 +11,10 @@ from torch import nn
 from auditor.attacks.linear_rows import LinearRows
 from auditor.evidence import examine
 from auditor.exhibits import exhibits_of
-from auditor.findings import findings_of, why_nothing, why_unfinished
+from auditor.findings import findings_of
 from auditor.metrics import psnr
 from auditor.problem import to_pixels
+from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import Recovery
 
 ATTACK = LinearRows()

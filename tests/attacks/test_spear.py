@@ -12,9 +12,10 @@ from torch import nn
 from auditor.attacks.base import Watch
 from auditor.attacks.spear import Spear
 from auditor.evidence import examine, is_verified
-from auditor.findings import findings_of, why_nothing
+from auditor.findings import findings_of
 from auditor.metrics import match_batch, psnr
 from auditor.problem import to_pixels
+from auditor.reasons import why_nothing
 from auditor.records import Failed
 
 ATTACK = Spear()

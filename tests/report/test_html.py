@@ -171,8 +171,8 @@ def test_same_audit_same_text(audit):
 
 def test_sections_in_order(audit):
     ids = [section["id"] for section in Page(to_html(audit)).all("section")]
-    order = ["verdict", "findings", "exhibits", "attacks", "limits", "remedies", "threat"]
-    assert ids == [*order, "provenance"]
+    order = ["verdict", "findings", "exhibits", "attacks", "trust", "what-if"]
+    assert ids == [*order, "limits", "remedies", "threat", "provenance"]
 
 
 def test_leak_says_what_how_sure_and_what_helps(audits):

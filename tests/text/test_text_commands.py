@@ -41,6 +41,9 @@ SCHEMA = json.loads(
     (resources.files("auditor") / "schema" / "audit.schema.json").read_text(encoding="utf-8")
 )
 SAID = [part for text in TEXTS for part in ("--text", text)]
+FORMATS = tuple(
+    part for form in ("json", "sarif", "junit", "markdown") for part in (f"--{form}", f"x.{form}")
+)
 
 
 @pytest.fixture
@@ -89,10 +92,11 @@ def test_simulate_shows_the_leak(home, monkeypatch):
 def test_nothing_that_was_recovered_is_in_the_report(home, monkeypatch, evidence):
     knows(monkeypatch, home)
     flags = ("--out", "report", "--evidence", evidence, "--save-dump", "dump.safetensors")
-    run = gradaudit("simulate", "model", *SAID, *flags, cwd=home)
+    run = gradaudit("simulate", "model", *SAID, *flags, *FORMATS, cwd=home)
     assert run.code == 0, run.err
     left = {n: data for n, data in left_by(home).items() if not n.startswith("evidence")}
     assert ("evidence" in {n.split("/")[0] for n in left_by(home)}) == (evidence == "separate")
+    left |= {name: (home / name).read_bytes() for name in FORMATS[1::2]}
     left |= {"stdout": run.out.encode(), "stderr": run.err.encode()}
     numbers = [str(n) for n in load_folder(home / "model").tokenizer(TEXTS[0])["input_ids"][:4]]
     for name, data in left.items():
@@ -105,13 +109,30 @@ def test_nothing_that_was_recovered_is_in_the_report(home, monkeypatch, evidence
 def test_the_attacks_themselves_tell_nothing(home):
     """No claim is planted here: notes, premises and reasons come from the real attacks."""
     flags = ("--out", "report", "--evidence", "separate", "--attacks", "text.tokens,text.spans")
-    run = gradaudit("simulate", "model", *SAID, *flags, cwd=home)
+    run = gradaudit("simulate", "model", *SAID, *flags, *FORMATS, cwd=home)
     assert run.code == 0, run.err
-    left = left_by(home)
+    left = left_by(home) | {name: (home / name).read_bytes() for name in FORMATS[1::2]}
     assert all(text.encode() in left["evidence/text.txt"] for text in TEXTS)
     shown = {n: data for n, data in left.items() if not n.startswith("evidence")}
     for name, data in {**shown, "stderr": run.err.encode(), "stdout": run.out.encode()}.items():
         assert not any(word.encode() in data for word in SECRETS), name
+
+
+def test_a_report_is_verified_beside_the_folder_of_its_model(home):
+    flags = ("--out", "report", "--attacks", "text.tokens", "--evidence", "none")
+    assert gradaudit("simulate", "model", *SAID, *flags, cwd=home).code == 0
+    check = ("verify", "report/report.html", "--model", "model")
+    run = gradaudit(*check, cwd=home)
+    assert run.code == 0, run.err
+    with (home / "model" / "config.json").open("a") as stream:
+        stream.write("\n")
+    assert gradaudit(*check, cwd=home).code == 3
+
+
+def test_a_limit_on_pictures_is_refused_for_texts(home):
+    run = gradaudit("simulate", "model", *SAID, "--max-psnr", "20", cwd=home)
+    assert run.code == 2
+    assert "--max-psnr" in run.err
 
 
 @pytest.mark.parametrize("joined", [False, True])

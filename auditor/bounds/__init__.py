@@ -1,0 +1,1 @@
+"""What the dump can tell at most: the noise floor of a fit, Fisher information, privacy bounds."""

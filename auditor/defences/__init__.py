@@ -1,0 +1,1 @@
+"""Defences: those that a dump shows, and the usual ones as functions."""

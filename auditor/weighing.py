@@ -1,0 +1,173 @@
+"""What is said of the claims without knowing the truth: fit, bound, controls, simulated clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from auditor.attacks import Attack, Watch
+from auditor.bounds.fisher import Fisher, fisher_of
+from auditor.bounds.heat import heat_map
+from auditor.bounds.noise import noise_of
+from auditor.bounds.statement import report_of
+from auditor.defences.seen import Looked
+from auditor.evidence import is_close, is_proved
+from auditor.options import Options
+from auditor.records import Bound, Caveat, ControlReport, Evidence, Problem, Trust
+from auditor.trials.appraisal import Appraisal, appraise
+from auditor.trials.canaries import canaries
+from auditor.trials.negative import negative_control
+from auditor.trials.running import within
+
+_BOUND_SECONDS = 30.0  # for one bound; it is one Jacobian and one factorisation
+_AT_NOISE = 1.05  # ratio of a fit that leaves nothing but noise
+_MOST_UNKNOWNS = 3200  # of a Jacobian that is formed for the error of every pixel
+_NO_TIME = "the budget ended"
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The answer of `weigh`. `told` and `error_bars` are of the claim that counts."""
+
+    trust: Trust  # but for the what-if
+    appraisals: Mapping[str, Appraisal]  # by attack
+    doubted: str | None  # attack whose negative control recovered as much
+    told: Evidence | None
+    error_bars: Tensor | None  # (N, 3, H, W) colours 0..1
+    caveats: tuple[Caveat, ...]
+
+
+def weigh(
+    problem: Problem,
+    looked: Looked,
+    evidence: tuple[Evidence, ...],
+    options: Options,
+    watch: Watch,
+) -> Weighed:
+    """Appraise every claim, try the best one on controls, and simulate clients if asked to."""
+    appraisals = {claim.attack: _appraise(problem, claim, watch) for claim in evidence}
+    told = max(
+        (claim for claim in evidence if appraisals[claim.attack].fidelity is not None),
+        key=lambda claim: _decibels(appraisals[claim.attack]),
+        default=None,
+    )
+    best = None if told is None else appraisals[told.attack]
+    control, caveats = None, looked.caveats
+    unsaid = (*looked.unsaid, *(best.unsaid if best is not None else ()))
+    if told is not None and _is_doubtful(problem, told, options):
+        control = _control(problem, told, options, watch)
+        unsaid += () if control is not None else (f"no negative control was run: {_NO_TIME}",)
+    if control is not None and control.recovered:
+        caveats += (_doubt(control),)
+    simulated = (
+        canaries(problem, _looking(problem, options), seed=options.seed, watch=watch)
+        if (options.what_if)
+        else None
+    )
+    fisher = None if told is None or best is None else _fisher(problem, told, best, watch)
+    trust = Trust(
+        defences=looked.defences,
+        belongs=looked.belongs,
+        tested=looked.tested,
+        fidelity=None if best is None else _decibels(best),
+        bound=None if fisher is None else _bound(problem, fisher),
+        control=control,
+        canaries=simulated,
+        unsaid=unsaid,
+    )
+    bars = None
+    if options.evidence == "embed" and told is not None and fisher is not None:
+        bars = _error_bars(problem, told, fisher, watch)
+    doubted = control.attack if control is not None and control.recovered else None
+    return Weighed(trust, appraisals, doubted, told, bars, caveats)
+
+
+def _appraise(problem: Problem, claim: Evidence, watch: Watch) -> Appraisal:
+    return appraise(problem, claim, expired=within(watch, _BOUND_SECONDS).expired)
+
+
+def _decibels(appraisal: Appraisal) -> float:
+    return -1.0 if appraisal.fidelity is None else appraisal.fidelity.best
+
+
+def _is_doubtful(problem: Problem, claim: Evidence, options: Options) -> bool:
+    """Whether a control could tell anything: a claim is made, and it is no proof.
+
+    One that equals an undefended dump in thousands of numbers is controlled with preset deep only.
+    """
+    if is_proved(problem, claim) or not (any(claim.samples) or is_close(problem, claim)):
+        return False
+    told = not problem.channel.is_clear or claim.recovery.guided
+    return told or options.preset.everything
+
+
+def _control(
+    problem: Problem, claim: Evidence, options: Options, watch: Watch
+) -> ControlReport | None:
+    attack = next(each for each in options.attacks if each.name == claim.attack)
+    if watch.expired():
+        return None
+    report = negative_control(problem, claim, attack, seed=options.seed, watch=watch)
+    return report if report.controls else None
+
+
+def _doubt(control: ControlReport) -> Caveat:
+    return Caveat("GA320", f"{control.summary} Its claim is not called verified.", voids=False)
+
+
+def _looking(problem: Problem, options: Options) -> list[Attack]:
+    chosen = [attack for attack in options.attacks if attack.name in options.selected]
+    return [attack for attack in chosen if attack.blocked_by(problem) is None]
+
+
+def _fisher(problem: Problem, claim: Evidence, best: Appraisal, watch: Watch) -> Fisher | None:
+    """With the noise of the dump alone: what the claim left besides bounds no other attack."""
+    if best.fisher is None or best.fit is None or best.fit.ratio <= _AT_NOISE:
+        return best.fisher
+    return _fisher_at(problem, claim, watch, dense=None)
+
+
+def _fisher_at(
+    problem: Problem, claim: Evidence, watch: Watch, *, dense: bool | None
+) -> Fisher | None:
+    inputs, labels = claim.recovery.inputs, claim.recovery.input_labels
+    assert inputs is not None
+    assert labels is not None
+    assert claim.best is not None
+    return fisher_of(
+        problem,
+        inputs[claim.best],
+        labels[claim.best],
+        noise=noise_of(problem),
+        expired=within(watch, _BOUND_SECONDS).expired,
+        dense=dense,
+    )
+
+
+def _error_bars(problem: Problem, claim: Evidence, fisher: Fisher, watch: Watch) -> Tensor | None:
+    """Colours of every pixel's error; random probes are too coarse for that."""
+    if fisher.method != "dense" and fisher.unknowns <= _MOST_UNKNOWNS:
+        fisher = _fisher_at(problem, claim, watch, dense=True) or fisher
+    return heat_map(fisher)
+
+
+def _bound(problem: Problem, fisher: Fisher) -> Bound:
+    origin: Literal["estimated noise", "rounding of the dump"] = (
+        "estimated noise" if problem.channel.sigma else "rounding of the dump"
+    )
+    return report_of(fisher, origin, problem)
+
+
+def shares(watch: Watch, options: Options) -> tuple[Watch, Watch]:
+    """The time of the attacks, and that until claims are weighed; the rest is the what-if's."""
+    if watch.deadline is None:
+        return watch, watch
+    now = time.monotonic()
+    left = max(watch.deadline - now, 0.0)
+    ends = (0.4, 0.6) if options.what_if else (0.85, 1.0)
+    attacks, weighing = (replace(watch, deadline=now + end * left) for end in ends)
+    return attacks, weighing

@@ -1,0 +1,175 @@
+"""Claims on a defended dump are held against its noise floor, and against gray pictures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import Client, lenet_client, noise, tiny_lenet
+from torch import nn
+
+from auditor.defences.applied import Defended, as_int8, clipped, largest_kept, noised, signs_of
+from auditor.evidence import equals_in_words, examine, is_close, is_equal, is_proved, is_verified
+from auditor.records import Channel, Course, Evidence, Recovery
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def problem_after(had, made):
+    problem = had.problem(made.gradient)
+    return replace(problem, channel=made.channel, precision=made.precision)
+
+
+def judged(had, made, *rows, **more) -> tuple[object, Evidence]:
+    """The evidence for claims of these batches (N, C, H, W)."""
+    problem = problem_after(had, made)
+    inputs = torch.stack([row.double() for row in rows])
+    courses = tuple(Course((0,), (0.0,), (0,), row[None].float(), "ended") for row in rows)
+    labels = had.labels.expand(len(rows), -1)
+    claim = Recovery(inputs=inputs, input_labels=labels, courses=courses, **more)
+    return problem, examine(problem, claim, attack="images.says", seconds=0.0)
+
+
+def near(had, size, seed=0):
+    drawn = torch.randn(had.inputs.shape, generator=seeded(seed))
+    return had.inputs + size * drawn
+
+
+MADE = {
+    "noise": lambda g: noised(g, 1e-3, seeded()),
+    "top-k": lambda g: largest_kept(g, 0.7),
+    "int8": as_int8,
+    "clipping": lambda g: clipped(g, 0.1),
+}
+each = pytest.mark.parametrize("name", MADE)
+
+
+@pytest.fixture
+def had():
+    return lenet_client()
+
+
+@each
+def test_the_truth_is_equal(had, name):
+    problem, evidence = judged(had, MADE[name](had.gradients()), had.inputs)
+    assert evidence.at_floor == (True,)
+    assert is_equal(problem, evidence)
+    assert is_close(problem, evidence)
+    assert not is_verified(problem, evidence)  # nothing confirms it
+    assert not is_proved(problem, evidence)
+
+
+@each
+def test_restarts_that_agree_verify(had, name):
+    made = MADE[name](had.gradients())
+    problem, evidence = judged(had, made, near(had, 1e-6), near(had, 1e-6, 1))
+    assert is_verified(problem, evidence)
+    assert evidence.agreeing == 2
+    problem, evidence = judged(had, made, near(had, 1e-6), near(had, 1e-6, 1), guided=True)
+    assert is_equal(problem, evidence)
+    assert not is_verified(problem, evidence)
+
+
+@each
+def test_another_picture_is_not(had, name):
+    made = MADE[name](had.gradients())
+    other = torch.rand(had.inputs.shape, generator=seeded(5))
+    problem, evidence = judged(had, made, other, other)
+    assert evidence.at_floor == (False, False)
+    assert not is_equal(problem, evidence)
+    assert not is_close(problem, evidence)
+    assert evidence.agreeing == 0
+    # Beside the truth, the truth is the claim.
+    problem, evidence = judged(had, made, other, had.inputs)
+    assert evidence.best == 1
+    assert is_equal(problem, evidence)
+
+
+def test_noise_above_all_says_nothing_of_any_picture(had):
+    """Every picture explains it; a gray one too."""
+    made = noised(had.gradients(), 1e4, seeded())
+    problem, evidence = judged(had, made, had.inputs, had.inputs)
+    assert evidence.misfits[0] == pytest.approx(1, abs=0.3)
+    assert not is_equal(problem, evidence)
+    assert not is_verified(problem, evidence)
+
+
+def test_a_dump_of_noise_alone(had):
+    made = Defended(noise(tiny_lenet(), 1.0), Channel(sigma=1.0))
+    problem, evidence = judged(had, made, had.inputs, had.inputs)
+    assert not is_equal(problem, evidence)
+
+
+def test_a_sample_that_the_dump_says_nothing_of(had):
+    """One of two samples could as well be gray: the batch is not equal."""
+    labels, gray = had.labels.repeat(2), torch.full_like(had.inputs, 0.5)
+    pair = Client(had.module, torch.cat([had.inputs, gray]), labels)
+    problem, evidence = judged(pair, noised(pair.gradients(), 1e-3, seeded()), pair.inputs)
+    assert evidence.misfits[0] == pytest.approx(1, abs=0.3)
+    assert not is_equal(problem, evidence)
+
+
+def test_answers_alike_because_both_are_gray_confirm_nothing(had):
+    """Within 30 dB of one another, but not so much further from gray."""
+    nearly = Client(had.module, 0.5 + 0.1 * (had.inputs - 0.5), had.labels)
+    one, other = near(nearly, 0.006), near(nearly, 0.006, 1)
+    made = noised(nearly.gradients(), 3e-4, seeded())
+    problem, evidence = judged(nearly, made, one, other)
+    assert evidence.at_floor == (True, True)
+    assert min(evidence.agreement) > 30
+    assert not is_verified(problem, evidence)
+
+
+def test_what_was_dropped_has_to_be_small(had):
+    """The truth does not explain a dump from which its largest entries were taken."""
+    clean = had.gradients()
+    large = {name: g.abs() > g.abs().median() for name, g in clean.items()}
+    cut = {name: torch.where(large[name], 0.0, g) for name, g in clean.items()}
+    made = Defended(cut, Channel(masked=True))
+    problem, evidence = judged(had, made, had.inputs)
+    assert not is_equal(problem, evidence)
+
+
+def test_signs_have_no_floor(had):
+    problem, evidence = judged(had, signs_of(had.gradients()), had.inputs, had.inputs)
+    assert not is_equal(problem, evidence)
+    assert not is_close(problem, evidence)
+
+
+def test_noise_that_was_said_too_small(had):
+    made = noised(had.gradients(), 1e-2, seeded())
+    problem, evidence = judged(had, replace(made, channel=Channel(sigma=1e-3)), had.inputs)
+    assert evidence.misfits[0] > 50
+    assert not is_equal(problem, evidence)
+
+
+def test_a_clear_channel_changes_nothing(had):
+    problem, evidence = judged(had, Defended(had.gradients(), Channel()), had.inputs, had.inputs)
+    assert evidence.at_floor == evidence.misfits == ()
+    assert is_verified(problem, evidence)
+
+
+@pytest.mark.parametrize(
+    ("channel", "words"),
+    [
+        (Channel(), "equals the dump"),
+        (Channel(sigma=1e-3), "equals the dump up to its noise of 1.0e-03"),
+        (Channel(masked=True), "equals the dump in the entries that were sent"),
+        (
+            Channel(sigma=0.1, scaled=True),
+            "equals the dump up to its noise of 1.0e-01, up to a factor",
+        ),
+        (Channel(steps={"a": 1.0}), "equals the dump up to the steps it was rounded to"),
+    ],
+)
+def test_words(had, channel, words):
+    assert equals_in_words(replace(had.problem(), channel=channel)) == words
+
+
+def test_fewer_entries_than_pixels_say_nothing():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    had = Client(module, torch.rand(1, 1, 8, 8, generator=seeded()), torch.tensor([1]))
+    made = noised({"1.bias": had.gradients()["1.bias"]}, 1e-3, seeded())
+    problem, evidence = judged(had, made, had.inputs)
+    assert not is_equal(problem, evidence)
