@@ -112,7 +112,7 @@ def run_audit(
     shown = [finding for found in findings.values() for finding in found]
     every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
     audit = conclude(
-        Shown(every, reports, _caveats(problem, case, every, evidence, weighed.caveats)),
+        Shown(every, reports, _caveats(problem, case, every, evidence, weighed)),
         evidence=options.evidence,
         fail_on=fail_on,
         allow_inconclusive=allow_inconclusive,
@@ -129,7 +129,7 @@ def run_audit(
 def _weight(weighed: Weighed, claim: Evidence) -> Weight:
     return Weight(
         fidelity=weighed.appraisals[claim.attack].fidelity,
-        doubted=weighed.doubted == claim.attack,
+        doubted=weighed.doubted,
         foreign=weighed.trust.belongs == "contradicted",
     )
 
@@ -311,10 +311,12 @@ def _caveats(
     case: Case,
     findings: tuple[Finding, ...],
     evidence: tuple[Evidence, ...],
-    more: tuple[Caveat, ...],
+    weighed: Weighed,
 ) -> tuple[Caveat, ...]:
     """All caveats. None voids a verdict that rests on a re-derived or measured picture."""
-    raised = caveats_of(problem, case.dump) + scale_caveats(problem) + more
+    defences = weighed.trust.defences
+    raised = caveats_of(problem, case.dump, defences) + scale_caveats(problem)
+    raised += weighed.caveats
     for entry in evidence:
         if entry.recovery.labels is not None:
             raised += contradiction(problem, entry.recovery.labels.at_least)

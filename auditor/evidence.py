@@ -119,8 +119,10 @@ def is_equal(problem: Problem, evidence: Evidence) -> bool:
 
 def is_close(problem: Problem, evidence: Evidence) -> bool:
     """Whether the best claim may be called consistent with the dump."""
-    if evidence.best is None or evidence.at_floor:
-        return is_equal(problem, evidence)
+    if evidence.best is None or is_equal(problem, evidence):
+        return evidence.best is not None
+    if problem.channel.masked or problem.channel.signs:  # what is left of them is fitted easily
+        return False
     limit = max(CONSISTENT, tolerance_of(problem))
     return evidence.worst_residuals[evidence.best] <= limit
 

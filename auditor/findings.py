@@ -224,6 +224,8 @@ def _claimed_finding(
     assert evidence.best is not None
     if not is_close(problem, evidence):
         return None
+    if weight.doubted and not problem.channel.is_clear:  # noise can be fitted
+        return None
     worth = _worth(problem, evidence) if weight.fidelity is None else weight.fidelity.decibels
     certainty = _certainty(problem, evidence, weight, float(worth.max()))
     verified = certainty != "consistent"

@@ -20,7 +20,7 @@ from auditor.evidence import best_pixels
 from auditor.metrics import match_batch, psnr
 from auditor.problem import to_pixels, why_not_simulated
 from auditor.records import CanaryReport, Evidence, Problem
-from auditor.trials.running import attempt, within
+from auditor.trials.running import attempt, dice, within
 from auditor.trials.stand_ins import AUXILIARY, SMOOTH, dump_of, stand_ins
 
 OPENED = 20.0  # dB of the worst-protected sample: from here on people and objects are recognisable
@@ -49,7 +49,7 @@ def canaries(
     """
     if problem.knowledge.batch_size is None or why_not_simulated(problem) is not None:
         return None
-    generator = torch.Generator().manual_seed(seed)
+    generator = dice(seed, "canaries")
     limit = None
     if watch.deadline is not None:
         limit = max(watch.deadline - time.monotonic(), 0.0) / _WAVES

@@ -20,7 +20,7 @@ from auditor.evidence import best_pixels, is_equal
 from auditor.metrics import match_batch, psnr
 from auditor.problem import to_pixels
 from auditor.records import ControlReport, Evidence, Problem
-from auditor.trials.running import attempt, within
+from auditor.trials.running import attempt, dice, within
 from auditor.trials.stand_ins import dump_of, smooth_pictures
 
 SIMILAR = 20.0  # dB: from here on the control's picture counts as that of the claim
@@ -48,7 +48,7 @@ def negative_control(
     explains the dump (`evidence.is_equal`, or single inputs that stand their check), or when its
     pictures are those of the claim (20 dB). One that the time did not suffice for is not counted.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = dice(seed, "negative control")
     claimed = _claimed(problem, evidence)
     makers: tuple[Callable[..., _Control | None], ...] = (_noise, _shuffled, _others)
     run, recovered, told = 0, [], ""

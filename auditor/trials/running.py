@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
 
@@ -22,6 +23,12 @@ def within(watch: Watch, seconds: float) -> Watch:
         deadline=ends if watch.deadline is None else min(ends, watch.deadline),
         progress=None,
     )
+
+
+def dice(seed: int, purpose: str) -> torch.Generator:
+    """Random numbers that have nothing to do with those that attacks draw from the same seed."""
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def attempt(problem: Problem, attack: Attack, *, seed: int, watch: Watch) -> Evidence | None:

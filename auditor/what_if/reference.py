@@ -9,6 +9,7 @@ from torch import Tensor
 
 from auditor.evidence import best_pixels, is_equal, is_proved, is_verified
 from auditor.records import Evidence, Problem, Truth
+from auditor.trials.running import dice
 from auditor.trials.stand_ins import AUXILIARY, SMOOTH, stand_ins
 
 
@@ -32,7 +33,7 @@ def reference_of(
     if equal:
         best = max(equal, key=lambda e: (is_proved(problem, e), is_verified(problem, e)))
         return _rebuilt(problem, best)
-    generator = torch.Generator().manual_seed(seed)
+    generator = dice(seed, "stand-ins")
     made = more_samples(problem, problem.knowledge.batch_size or 1, generator)
     words = (
         f"a step of {_count(made)}, {told(problem)}, in place of the client's: nothing was rebuilt "

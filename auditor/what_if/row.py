@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,7 @@ from auditor.findings import findings_of
 from auditor.metrics import label_accuracy, match_batch, psnr
 from auditor.records import Evidence, Problem, Truth, WhatIfRow
 from auditor.severity import band_of
-from auditor.trials.running import within
+from auditor.trials.running import dice, within
 from auditor.what_if.attack import Attacked, attack_all
 from auditor.what_if.bound import bound_of, privacy_of
 from auditor.what_if.defended import Sent, send
@@ -110,12 +109,6 @@ def _but_for_the_bound(watch: Watch) -> Watch:
     if watch.deadline is None:
         return watch
     return within(watch, max(watch.deadline - time.monotonic(), 0.0) * _ATTACKS_SHARE)
-
-
-def dice(seed: int, purpose: str) -> torch.Generator:
-    """Random numbers that have nothing to do with those that attacks draw from the same seed."""
-    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True)
