@@ -23,13 +23,18 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ("README.md", "docs/command-line.md", "docs/architecture.md", "docs/attacks/README.md")
 TEXT = "\n\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 # One typer writes INTEGER where another writes <int>.
 TYPES = re.compile(r"<\w+>|\b(INTEGER|FLOAT|PATH)\b|[{}]")
 
 
+def blocks_of(page, language):
+    """What stands between fences that name this language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind == language]
+
+
 def blocks(language):
-    return [text for kind, text in BLOCKS if kind == language]
+    return blocks_of(TEXT, language)
 
 
 def table(first_column):
