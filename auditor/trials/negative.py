@@ -132,7 +132,8 @@ def _as_much(problem: Problem, claim: Evidence, control: _Control, found: Eviden
     """Whether the control gave what only the dump may give."""
     if control.pictures is None and _explains(problem, claim, control.problem, found):
         return True
-    return _is_similar(_claimed(control.problem, found), _claimed(problem, claim))
+    pictures = _claimed(control.problem, found)
+    return _is_similar(pictures, _claimed(problem, claim), besides=control.pictures)
 
 
 def _explains(problem: Problem, claim: Evidence, other: Problem, found: Evidence) -> bool:
@@ -149,10 +150,18 @@ def _explains(problem: Problem, claim: Evidence, other: Problem, found: Evidence
     return any(found.samples)
 
 
-def _is_similar(found: Tensor, claimed: Tensor) -> bool:
+def _is_similar(found: Tensor, claimed: Tensor, *, besides: Tensor | None) -> bool:
+    """Whether most of the claimed pictures came back, each nearer than what the control does hold.
+
+    Blurs resemble one another: one picture of a batch that was not found says nothing.
+    """
     if not len(found) or not len(claimed) or not bool(found.isfinite().all()):
         return False
-    return float(_likeness(found, claimed).max()) >= SIMILAR
+    likeness = _likeness(found, claimed)  # (M, M')
+    if besides is not None:
+        own = _likeness(found, besides).amax(1, keepdim=True)
+        likeness = torch.where(likeness > own, likeness, -torch.inf)
+    return float((likeness.amax(0) >= SIMILAR).double().mean()) > 0.5
 
 
 def _likeness(found: Tensor, claimed: Tensor) -> Tensor:

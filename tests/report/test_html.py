@@ -276,7 +276,8 @@ def test_exhibits_only_when_asked_for(audits):
     for name in ("leak", "nothing shown", "inconclusive"):
         other = Page(to_html(audits[name]))
         assert other.all("img") == []
-        assert "TLP" not in other.text
+        assert "TLP:RED" not in other.text
+        assert "TLP:AMBER" in other.text
     assert "evidence/" in Page(to_html(audits["leak"])).text
     with pytest.raises(ValueError, match="exhibits"):
         to_html(replace(audits["embedded"], evidence="none"))
