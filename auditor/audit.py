@@ -322,7 +322,7 @@ def _caveats(
             raised += contradiction(problem, entry.recovery.labels.at_least)
     telling = {"GA201", "GA203", "GA205"}
     if not problem.channel.is_clear:  # then it explains the dump as well as its noise allows
-        telling.add("GA202")
+        telling |= {"GA202", "GA204"}
     if any(finding.code in telling for finding in findings):
         raised = tuple(replace(caveat, voids=False) for caveat in raised)
     return raised

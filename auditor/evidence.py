@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ from auditor.problem import (
     to_pixels,
     tolerance_of,
 )
-from auditor.records import Evidence, Failed, Problem, Recovery
+from auditor.records import Certainty, Evidence, Failed, Problem, Recovery
 from auditor.samples.check import check_samples
+from auditor.samples.deflation import stand_alone
 
 # Restarts agree when their pictures differ by less than this, in dB: 3 % of the pixel range.
 AGREE = 30.0
@@ -44,6 +46,8 @@ _DIGITS, _OWN_DIGITS, _PRECISE = 1e-4, 1e-3, 1e-6
 # Under noise a prior draws two answers towards gray alike. They agree where they are so much nearer
 # to one another than to gray, as a ratio of mean squared differences.
 _TOLD = 0.01
+# Entries of a pruned dump for each number of the claim.
+_KEPT = 2
 
 
 def examine(
@@ -79,6 +83,8 @@ def examine(
     agreement, agreeing = _agreement(problem, recovery.inputs, close, best)
     if recovery.guided:
         agreement, agreeing = (), min(agreeing, 1)
+    if recovery.samples is None and fits and not at_floor[best]:
+        recovery, samples = _one_by_one(problem, recovery, best)
     return Evidence(
         attack=attack,
         recovery=recovery,
@@ -121,10 +127,20 @@ def is_close(problem: Problem, evidence: Evidence) -> bool:
     """Whether the best claim may be called consistent with the dump."""
     if evidence.best is None or is_equal(problem, evidence):
         return evidence.best is not None
-    if problem.channel.masked or problem.channel.signs:  # what is left of them is fitted easily
+    if problem.channel.signs or not _is_overdetermined(problem):
         return False
     limit = max(CONSISTENT, tolerance_of(problem))
     return evidence.worst_residuals[evidence.best] <= limit
+
+
+def _is_overdetermined(problem: Problem) -> bool:
+    """Whether enough was kept of a pruned dump: a few entries are fitted easily."""
+    if not problem.channel.masked:
+        return True
+    known = problem.knowledge
+    unknowns = (known.batch_size or 1) * math.prod(known.input_shape)
+    kept = sum(int((sent != 0).sum()) for sent in problem.gradient.values())
+    return kept >= _KEPT * unknowns
 
 
 def equals_in_words(problem: Problem) -> str:
@@ -170,6 +186,19 @@ def best_pixels(problem: Problem, evidence: Evidence) -> Tensor:
     assert evidence.best is not None
     assert evidence.recovery.inputs is not None
     return to_pixels(problem, evidence.recovery.inputs[evidence.best]).float().cpu()
+
+
+def _one_by_one(
+    problem: Problem, recovery: Recovery, best: int
+) -> tuple[Recovery, tuple[Certainty | None, ...]]:
+    """The claim with those of its pictures named that stand although the whole of it does not."""
+    assert recovery.inputs is not None
+    alone, where = stand_alone(problem, recovery.inputs[best])
+    if not any(alone):
+        return recovery, ()
+    pictures, ones = recovery.inputs[best], (1,) * len(alone)
+    named = replace(recovery, samples=pictures, witnesses=ones, read_from=where)
+    return named, tuple("verified" if stands else None for stands in alone)
 
 
 def _fits(problem: Problem, inputs: Tensor, rows: list[dict[str, Tensor]]) -> list[Fit]:

@@ -1,5 +1,6 @@
 """The command line: exit codes, refusals, and what it leaves on disk and on the streams."""
 
+import functools
 import json
 import os
 import signal
@@ -162,7 +163,10 @@ AS_A_PROCESS = [sys.executable, "-m", "auditor"]
 
 
 def start(*arguments, cwd, **streams):
-    return subprocess.Popen([*AS_A_PROCESS, *arguments], cwd=cwd, env=PLAIN, **streams)
+    # A suite that was started in the background would hand on that Ctrl-C is ignored.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [*AS_A_PROCESS, *arguments]
+    return subprocess.Popen(command, cwd=cwd, env=PLAIN, preexec_fn=heard, **streams)  # noqa: PLW1509
 
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path):

@@ -131,6 +131,16 @@ def test_what_was_dropped_has_to_be_small(had):
     assert not is_equal(problem, evidence)
 
 
+@pytest.mark.parametrize(("share", "off", "close"), [(0.9, 3e-3, True), (0.99, 0.1, False)])
+def test_nearly_equal_is_close_where_enough_was_kept(had, share, off, close):
+    """A few entries that were kept fit pictures that are a tenth of the pixel range off."""
+    made = largest_kept(had.gradients(), share)
+    problem, evidence = judged(had, made, near(had, off))
+    assert evidence.worst_residuals[0] < 1e-2
+    assert not is_equal(problem, evidence)
+    assert is_close(problem, evidence) == close
+
+
 def test_signs_have_no_floor(had):
     problem, evidence = judged(had, signs_of(had.gradients()), had.inputs, had.inputs)
     assert not is_equal(problem, evidence)

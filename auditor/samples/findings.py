@@ -9,6 +9,7 @@ from auditor.metrics import psnr
 from auditor.problem import to_pixels
 from auditor.records import Certainty, Evidence, Finding, Measure, Problem, Truth
 from auditor.rules import finding_of
+from auditor.samples.deflation import ALONE
 from auditor.severity import input_severity
 
 _EXACT, _UNCONFIRMED = 59.0, 30.0  # dB that a verified sample, and another one, are taken for
@@ -25,6 +26,8 @@ def sample_finding(problem: Problem, evidence: Evidence, truth: Truth | None) ->
     size = problem.knowledge.batch_size
     share = (certain or len(shown)) / max(size or 0, len(shown))
     worth = _EXACT if certain else _UNCONFIRMED
+    if not problem.channel.is_clear:
+        worth = ALONE
     measures = [
         Measure("inputs read, verified", float(certain), f"of {size}" if size else ""),
         Measure("inputs read, consistent", float(len(shown) - certain), ""),

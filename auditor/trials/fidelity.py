@@ -27,6 +27,7 @@ from auditor.bounds.fisher import Fisher, predicted_psnr
 from auditor.bounds.fit import Fit
 from auditor.evidence import EXACT, is_equal
 from auditor.records import Evidence, Problem
+from auditor.samples.deflation import ALONE
 
 UNCONFIRMED = 30.0  # dB: equal to the dump, and nothing else speaks for it
 CLOSED = 20.0  # dB: at most so much is said of a residual above the floor
@@ -100,6 +101,8 @@ def fidelity_of(
         )
         for sample in range(size)
     ]
+    for place, word in enumerate(evidence.samples):  # those that stand by themselves
+        values[place] = max(values[place], ALONE if word == "verified" else 0.0)
     values = [min(value, ceiling_of(problem, evidence)) for value in values]
     basis = _basis(at_floor, predicted is not None, bool(evidence.agreement))
     return Fidelity(torch.tensor(values, dtype=torch.float64), basis)
