@@ -10,7 +10,6 @@ import typer
 from auditor.errors import UsageError
 from auditor.report.audit_json import read_audit
 from auditor.report.files import STDOUT, check_files, write_text
-from auditor.report.formats import format_of, to_text
 from auditor.session import put
 
 _AuditFile = Annotated[Path, typer.Argument(metavar="AUDIT", help="A finished audit.json.")]
@@ -30,6 +29,8 @@ def render(
     ] = None,
 ) -> None:
     """Make report.html, or another format, from a finished audit.json."""
+    from auditor.report.formats import format_of, to_text
+
     form = format_of(format_)
     if out is None and form == "html":
         raise UsageError(

@@ -9,8 +9,9 @@ from torch import nn
 
 from auditor.evidence import examine
 from auditor.findings import findings_of
+from auditor.planted.layers import linear_layers, recorded_alone
 from auditor.records import Channel, Recovery
-from auditor.samples.deflation import stand_alone
+from auditor.samples.deflation import _factors, _signal, _spanned, stand_alone
 
 SIDE, HIDDEN, CLASSES = 12, 64, 5
 
@@ -89,6 +90,25 @@ def test_nothing_stands_where_noise_hides_a_direction():
 def test_nothing_is_said_of_another_channel(channel):
     problem, had, _ = sent(2, nn.ReLU(), 1e-6)
     assert stand_alone(replace(problem, channel=channel), had) == ((False,) * 2, "")
+
+
+def test_the_shortcut_leaves_out_nothing_that_lowers_the_rank():
+    """Beside the slow definition: the least singular value, for every label."""
+    problem, had, _ = sent(4, nn.ReLU(), 1e-6)
+    recording = recorded_alone(problem.module, problem.knowledge.input_shape)
+    [layer, *_] = linear_layers(recording)
+    signal, directions = _signal(problem, layer, 4)
+    least = torch.linalg.svdvals(signal)[-1]
+    lowered = spared = 0
+    for picture in [*had, *(had + 0.01), *(0.9 * had + 0.1 * had.roll(1, 0)), *pictures(4, seed=9)]:
+        place = directions.mT @ torch.cat([picture.flatten(), torch.ones(1, dtype=torch.float64)])
+        for factors in _factors(problem, layer, picture):
+            left = torch.linalg.svdvals(signal - torch.outer(factors, place))[-1]
+            lowers, spans = bool(left <= 0.1 * least), _spanned(signal, factors)
+            assert spans or not lowers
+            lowered, spared = lowered + lowers, spared + (not spans)
+    assert lowered >= 4
+    assert spared >= 40  # of 80: it is worth having
 
 
 def test_the_harness_names_them_in_a_claim_that_fails_as_a_whole():

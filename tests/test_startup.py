@@ -15,7 +15,8 @@ sys.argv = ["gradaudit", *sys.argv[1:]]
 try:
     main()
 finally:
-    heavy = {"torch", "torch._dynamo", "torchvision", "numpy", "scipy", "PIL"} & set(sys.modules)
+    heavy = {"torch", "torch._dynamo", "torchvision", "numpy", "scipy", "PIL", "jinja2"}
+    heavy &= set(sys.modules)
     sys.stderr.write(f"\\nheavy: {sorted(heavy)}\\n")
 """
 
@@ -64,7 +65,8 @@ def audited(tmp_path_factory):
 def test_starts_without_torch(audited, arguments, code):
     done = start(*arguments, cwd=audited)
     assert done.returncode == code, done.stderr
-    assert done.stderr.endswith("heavy: []\n")
+    writes = ["jinja2"] if arguments[0:1] in (("render",), ("verify",)) else []
+    assert done.stderr.endswith(f"heavy: {writes}\n")
 
 
 def test_the_check_can_fail_and_an_audit_loads_no_compiler(audited):

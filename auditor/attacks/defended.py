@@ -26,7 +26,7 @@ from auditor.attacks.likelihood import Likelihood, likelihood
 from auditor.attacks.picture_prior import Kind, PicturePrior, picture_prior
 from auditor.problem import why_not_simulated
 from auditor.records import Course, Problem, Recovery
-from auditor.solve import LinearMap, Status, levenberg_marquardt
+from auditor.solve import LinearMap, Status, jacobian_products, levenberg_marquardt
 
 _NOISE = 0.3  # of z at the start: gray pictures
 _ALIKE = 1e-3  # mean squared difference, pixels 0..1: 30 dB
@@ -259,23 +259,9 @@ def linearised(
     terms: Callable[[Tensor], Tensor], rows: Tensor
 ) -> tuple[Tensor, Tensor | LinearMap]:
     """Residuals (R, m) at rows (R, n), and their Jacobian: a matrix of a few columns, or a map."""
-    leaf = rows.detach().requires_grad_()
-    with torch.enable_grad():
-        values = terms(leaf)
-        dual = torch.zeros_like(values, requires_grad=True)
-        # J'u is linear in u: the derivative of its product with v is J v.
-        (back,) = torch.autograd.grad(values, leaf, dual, create_graph=True)
-
-    def forward(v: Tensor) -> Tensor:
-        (image,) = torch.autograd.grad(back, dual, v, retain_graph=True)
-        return image
-
-    def adjoint(u: Tensor) -> Tensor:
-        (image,) = torch.autograd.grad(values, leaf, u, retain_graph=True)
-        return image
-
+    values, products = jacobian_products(terms, rows)
     width = rows.shape[1]
     if width > _DENSE:
-        return values.detach(), LinearMap(forward, adjoint)
+        return values, products
     units = torch.eye(width, dtype=rows.dtype, device=rows.device)
-    return values.detach(), torch.stack([forward(unit.expand_as(rows)) for unit in units], 2)
+    return values, torch.stack([products.forward(unit.expand_as(rows)) for unit in units], 2)

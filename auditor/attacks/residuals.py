@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from auditor.attacks.matching import called_once, head_hook, low_rank, tensor_weights
 from auditor.problem import is_one_gradient, loss_of, simulated_gradient
 from auditor.records import Problem
-from auditor.solve import LinearMap
+from auditor.solve import LinearMap, jacobian_products
 
 _SPARE_ROWS = 2  # of S, beyond the batch size
 _CHUNK_BYTES = 256 << 20
@@ -93,22 +93,7 @@ class MatchingResidual:
 
     def linear_map(self, rows: Tensor) -> LinearMap:
         """The Jacobians at rows (R, n) as a map. Holds the graphs of R gradients."""
-        leaf = rows.detach().requires_grad_()
-        with torch.enable_grad():
-            values = self(leaf)
-            dual = torch.zeros_like(values, requires_grad=True)
-            # J'u is linear in u: the derivative of its product with v is J v.
-            (back,) = torch.autograd.grad(values, leaf, dual, create_graph=True)
-
-        def forward(v: Tensor) -> Tensor:
-            (image,) = torch.autograd.grad(back, dual, v, retain_graph=True)
-            return image
-
-        def adjoint(u: Tensor) -> Tensor:
-            (image,) = torch.autograd.grad(values, leaf, u, retain_graph=True)
-            return image
-
-        return LinearMap(forward, adjoint)
+        return jacobian_products(self, rows)[1]
 
     def _jacobian(self, row: Tensor, expired: Callable[[], bool]) -> Tensor | None:
         """J' (n, m) of one row, from products with unit vectors (forward over reverse)."""

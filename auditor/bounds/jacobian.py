@@ -27,7 +27,7 @@ from auditor.attacks.matching import called_once, head_hook
 from auditor.bounds.noise import kept_of
 from auditor.problem import gradient_of, is_one_gradient, loss_of, simulated_gradient
 from auditor.records import Problem
-from auditor.solve import LinearMap
+from auditor.solve import LinearMap, jacobian_products
 
 _CHUNK = 64  # tangents at once
 _CHUNK_BYTES = 256 << 20
@@ -105,24 +105,16 @@ class Sensitivity:
 
     def products(self) -> LinearMap:
         """J and J' as a map on rows (1, n) and (1, m). Holds the graph of one gradient."""
-        leaf = torch.zeros_like(self.inputs, requires_grad=True)
-        with torch.enable_grad():
-            value = self._image(self.inputs + leaf / self._deviation(self.inputs), self.labels)
-            dual = torch.zeros_like(value, requires_grad=True)
-            # J'u is linear in u: the derivative of its product with v is J v.
-            (back,) = torch.autograd.grad(value, leaf, dual, create_graph=True)
 
-        def forward(v: Tensor) -> Tensor:
-            (image,) = torch.autograd.grad(back, dual, v.view_as(leaf), retain_graph=True)
-            return self._without_factor(image[None])
+        def image(rows: Tensor) -> Tensor:
+            moved = rows.view_as(self.inputs) / self._deviation(self.inputs)
+            return self._image(self.inputs + moved, self.labels)[None]
 
-        def adjoint(u: Tensor) -> Tensor:
-            (image,) = torch.autograd.grad(
-                value, leaf, self._without_factor(u)[0], retain_graph=True
-            )
-            return image.view(1, -1)
-
-        return LinearMap(forward, adjoint)
+        _, whole = jacobian_products(image, self.inputs.new_zeros(1, self.inputs.numel()))
+        return LinearMap(
+            lambda v: self._without_factor(whole.forward(v)),
+            lambda u: whole.adjoint(self._without_factor(u)),
+        )
 
     def residual(self) -> Tensor:
         """(1, m): the gradient at the point less the dump, short and in units of noise.

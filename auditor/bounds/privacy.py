@@ -60,26 +60,6 @@ def gaussian_robustness(noise_multiplier: float, *, steps: int, prior: float) ->
     return float(norm.cdf(norm.ppf(prior) + math.sqrt(steps) / noise_multiplier))
 
 
-def pure_robustness(epsilon: float, *, prior: float) -> float:
-    """gamma of a release with pure epsilon-DP: at most kappa e^epsilon (Balle et al. 2022).
-
-    Raises ValueError outside of what these can be.
-    """
-    if not (epsilon >= 0 and 0 <= prior <= 1):
-        raise ValueError("epsilon >= 0 and 0 <= prior <= 1 are needed")
-    return 0.0 if prior == 0 else math.exp(min(epsilon + math.log(prior), 0.0))
-
-
-def renyi_robustness(epsilon: float, *, order: float, prior: float) -> float:
-    """gamma under (order, epsilon)-Rényi DP: (kappa e^epsilon)^((order - 1) / order).
-
-    Balle et al. 2022, theorem 2. Raises ValueError outside of what these can be.
-    """
-    if not order > 1:
-        raise ValueError("an order above 1 is needed")
-    return float(pure_robustness(epsilon, prior=prior) ** ((order - 1) / order))
-
-
 def _check(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> None:
     if noise_multiplier > 0 and 0 < sample_rate <= 1 and steps >= 1 and 0 < delta < 1:
         return

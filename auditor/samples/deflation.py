@@ -106,10 +106,23 @@ def _goes_away(
         moved = way.forth(each.reshape(1, -1).to(way.like))[0].detach().double().cpu()
         place = directions.mT @ torch.cat([moved, moved.new_ones(1)])
         for factors in _factors(problem, layer, each):
+            if not _spanned(signal, factors):
+                continue
             left = float(torch.linalg.svdvals(signal - torch.outer(factors, place))[-1])
             if left <= _LEFT * least:
                 return True
     return False
+
+
+def _spanned(signal: Tensor, factors: Tensor) -> bool:
+    """Whether the factors (m,) lie in the space of the columns, as they must for a rank to go.
+
+    Where the least value falls to a share t of itself, they are within t / (1 - t) of it. This
+    spares the factorisation for labels and pictures that are out of the question.
+    """
+    nearest = torch.linalg.lstsq(signal, factors[:, None], driver="gelsd").solution
+    outside = (signal @ nearest)[:, 0] - factors
+    return bool(outside.norm() <= _LEFT / (1 - _LEFT) * factors.norm())
 
 
 def _factors(problem: Problem, layer: LinearLayer, picture: Tensor) -> list[Tensor]:

@@ -27,6 +27,31 @@ class LinearMap:
     adjoint: Callable[[Tensor], Tensor]  # (R, m) -> (R, n)
 
 
+def jacobian_products(
+    function: Callable[[Tensor], Tensor], rows: Tensor
+) -> tuple[Tensor, LinearMap]:
+    """The values (R, m) of a function of rows (R, n), and its Jacobians there as a map.
+
+    Holds the graph of the function's derivative.
+    """
+    leaf = rows.detach().requires_grad_()
+    with torch.enable_grad():
+        values = function(leaf)
+        dual = torch.zeros_like(values, requires_grad=True)
+        # J'u is linear in u: the derivative of its product with v is J v.
+        (back,) = torch.autograd.grad(values, leaf, dual, create_graph=True)
+
+    def forward(v: Tensor) -> Tensor:
+        (image,) = torch.autograd.grad(back, dual, v, retain_graph=True)
+        return image
+
+    def adjoint(u: Tensor) -> Tensor:
+        (image,) = torch.autograd.grad(values, leaf, u, retain_graph=True)
+        return image
+
+    return values.detach(), LinearMap(forward, adjoint)
+
+
 @dataclass(frozen=True)
 class LinearSolution:
     """Where every row ended. The x of a row that DIVERGED is of no use."""

@@ -10,8 +10,6 @@ from auditor.bounds import privacy
 from auditor.bounds.privacy import (
     epsilon_of,
     gaussian_robustness,
-    pure_robustness,
-    renyi_robustness,
 )
 from auditor.errors import UsageError
 
@@ -36,10 +34,6 @@ def test_the_gaussian_bound_is_the_power_of_the_best_test(prior, multiplier, ste
 def test_known_values():
     assert gaussian_robustness(1.0, steps=1, prior=0.5) == pytest.approx(0.8413447, abs=1e-6)
     assert gaussian_robustness(2.0, steps=4, prior=0.5) == pytest.approx(0.8413447, abs=1e-6)
-    assert pure_robustness(math.log(2), prior=0.1) == pytest.approx(0.2)
-    assert pure_robustness(0.0, prior=0.3) == pytest.approx(0.3)
-    assert pure_robustness(1e6, prior=0.3) == 1.0
-    assert renyi_robustness(math.log(2), order=2.0, prior=0.125) == pytest.approx(0.5)
 
 
 def test_the_extremes():
@@ -47,15 +41,18 @@ def test_the_extremes():
     assert gaussian_robustness(1e-3, steps=1, prior=0.25) == pytest.approx(1.0)
     for prior in (0.0, 1.0):
         assert gaussian_robustness(1.0, steps=3, prior=prior) == prior
-        assert pure_robustness(1.0, prior=prior) == prior
 
 
 def test_a_renyi_bound_is_never_below_the_gaussian_one():
-    """The Gaussian mechanism has (a, a / (2 m^2))-Rényi privacy for every order a > 1."""
+    """The Gaussian mechanism has (a, a / (2 m^2))-Rényi privacy for every order a > 1.
+
+    Which bounds gamma by (kappa e^epsilon)^((a - 1) / a): Balle, Cherubin, Hayes 2022, theorem 2.
+    """
     for multiplier in (0.5, 1.0, 3.0):
         exact = gaussian_robustness(multiplier, steps=1, prior=0.05)
         for order in (1.5, 2.0, 8.0, 64.0):
-            loose = renyi_robustness(order / (2 * multiplier**2), order=order, prior=0.05)
+            epsilon = order / (2 * multiplier**2)
+            loose = min(0.05 * math.exp(epsilon), 1.0) ** ((order - 1) / order)
             assert loose >= exact
 
 
@@ -65,8 +62,6 @@ def test_a_renyi_bound_is_never_below_the_gaussian_one():
         lambda: gaussian_robustness(0.0, steps=1, prior=0.1),
         lambda: gaussian_robustness(1.0, steps=0, prior=0.1),
         lambda: gaussian_robustness(1.0, steps=1, prior=1.1),
-        lambda: pure_robustness(-1.0, prior=0.1),
-        lambda: renyi_robustness(1.0, order=1.0, prior=0.1),
     ],
 )
 def test_what_cannot_be_is_refused(call):

@@ -2,6 +2,7 @@
 
 import torch
 from problems import Client, dump_of
+from residual_nets import used
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,23 +47,11 @@ def convolutional(act=nn.ReLU):
     )
 
 
-def used_norms(module, seed):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for inner in module.modules():
-            if isinstance(inner, nn.BatchNorm2d):
-                inner.weight.uniform_(0.5, 1.5, generator=generator)
-                inner.bias.uniform_(-0.3, 0.3, generator=generator)
-                inner.running_mean.normal_(0, 0.2, generator=generator)
-                inner.running_var.uniform_(0.5, 1.5, generator=generator)
-    return module
-
-
 NETS = {
     "lenet": lambda: uniform_weights(LeNet(3, 8, 10)),
     "perceptron": perceptron,
     "convolutional": convolutional,
-    "normed": lambda: used_norms(Normed(), 0),
+    "normed": lambda: used(Normed(), 0),
 }
 
 

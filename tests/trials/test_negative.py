@@ -14,7 +14,7 @@ from auditor.attacks import LayerByLayer, LevenbergMarquardt, LinearRows, Search
 from auditor.evidence import examine
 from auditor.metrics import psnr
 from auditor.records import Channel
-from auditor.trials.negative import SIMILAR, negative_control
+from auditor.trials.negative import SIMILAR, _is_similar, negative_control
 
 
 def evidence_of(problem, attack, seconds=0.1):
@@ -113,6 +113,28 @@ def test_an_attack_that_makes_its_picture_up_does_not():
     assert (report.controls, report.recovered) == (3, 3)
     assert "noise" in report.summary
     assert "does not come from the data" in report.summary
+
+
+@pytest.mark.parametrize(("same", "recovered"), [(1, 0), (2, 0), (3, 3)])
+def test_a_batch_recurs_when_most_of_it_does(same, recovered):
+    """One blur that is like one of the claim says nothing; the attack here makes `same` up."""
+    had = client("tanh", 4)
+    problem, drawn = had.problem(), torch.Generator().manual_seed(2)
+    other = torch.rand(had.inputs.shape, generator=drawn).to(had.inputs)
+    other[:same] = had.inputs[:same]
+    evidence = evidence_of(problem, Says(claim(had.inputs, had.labels)))
+    attack = Says(claim(other, had.labels))
+    report = negative_control(problem, evidence, attack, seed=0, watch=WATCH)
+    assert (report.controls, report.recovered) == (3, recovered)
+
+
+def test_what_a_control_does_hold_is_no_recurrence():
+    """Pictures nearer to those of the control than to the claim are what it had to find."""
+    claimed = torch.full((2, 1, 4, 4), 0.5, dtype=torch.float64)
+    found = claimed + 0.05
+    assert _is_similar(found, claimed, besides=None)
+    assert _is_similar(found, claimed, besides=claimed + 0.2)
+    assert not _is_similar(found, claimed, besides=claimed + 0.06)
 
 
 def test_a_claim_that_noise_fits_as_well_does_not_stand():
