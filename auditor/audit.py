@@ -127,9 +127,12 @@ def run_audit(
 
 
 def _weight(weighed: Weighed, claim: Evidence) -> Weight:
+    control = weighed.trust.control
+    mine = control is not None and control.attack == claim.attack
     return Weight(
         fidelity=weighed.appraisals[claim.attack].fidelity,
         doubted=weighed.doubted,
+        cleared=mine and not weighed.doubted,
         foreign=weighed.trust.belongs == "contradicted",
     )
 
@@ -314,8 +317,9 @@ def _caveats(
     weighed: Weighed,
 ) -> tuple[Caveat, ...]:
     """All caveats. None voids a verdict that rests on a re-derived or measured picture."""
-    defences = weighed.trust.defences
-    raised = caveats_of(problem, case.dump, defences) + scale_caveats(problem)
+    trust = weighed.trust
+    raised = caveats_of(problem, case.dump, trust.defences, belongs=trust.belongs)
+    raised += scale_caveats(problem)
     raised += weighed.caveats
     for entry in evidence:
         if entry.recovery.labels is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from auditor.batch_norm import mode_caveats
 from auditor.problem import is_scaled
-from auditor.records import Caveat, DefenceSeen, GradientDump, Knowledge, Problem
+from auditor.records import Belongs, Caveat, DefenceSeen, GradientDump, Knowledge, Problem
 
 # Relative to the gradient, what summation order and single precision may leave in exact sums.
 _SUMMATION = 1e-4
@@ -25,6 +25,11 @@ _SOFTMAX = 4 * torch.finfo(torch.float32).eps
 _WORST = 1e-2
 # Defences after which the sums over the classes are zero no more.
 _BREAKS_SUMS = frozenset({"noise", "dp-sgd", "top-k", "sign", "int8", "unknown"})
+_SURE = (
+    "The model is so sure of this batch that single precision rounds its probabilities away: the "
+    "sums over the classes are not zero, although other identities show that model and dump belong "
+    "together. Nothing about labels can be proved."
+)
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,19 @@ def head_sums(problem: Problem) -> HeadSums | None:
 
 
 def caveats_of(
-    problem: Problem, dump: GradientDump, seen: Sequence[DefenceSeen] = ()
+    problem: Problem,
+    dump: GradientDump,
+    seen: Sequence[DefenceSeen] = (),
+    *,
+    belongs: Belongs = "not tested",
 ) -> tuple[Caveat, ...]:
     """Everything about this dump and this model that weakens or voids the verdict.
 
-    `seen`: the defences that were recognised in the dump.
+    `seen`: the defences that were recognised in the dump; `belongs`: what its other identities say.
     """
     known = problem.knowledge
     raised = [
-        *_head_caveats(problem, seen),
+        *_head_caveats(problem, seen, belongs),
         *_assumed(known),
         *mode_caveats(known, problem.mode_shown),
     ]
@@ -143,10 +152,12 @@ def contradiction(problem: Problem, proved: int) -> tuple[Caveat, ...]:
     )
 
 
-def _head_caveats(problem: Problem, seen: Sequence[DefenceSeen]) -> list[Caveat]:
+def _head_caveats(problem: Problem, seen: Sequence[DefenceSeen], belongs: Belongs) -> list[Caveat]:
     sums = head_sums(problem)
     if sums is None or sums.vanish:
         return []
+    if belongs == "shown" and not seen and _is_sure(problem):
+        return [Caveat("GA301", _SURE, voids=False)]
     other = "its loss is another one"
     if problem.knowledge.local is not None:
         other = "its loss, optimizer or weight decay is another one"
@@ -164,6 +175,12 @@ def _head_caveats(problem: Problem, seen: Sequence[DefenceSeen]) -> list[Caveat]
             voids=True,
         )
     ]
+
+
+def _is_sure(problem: Problem) -> bool:
+    """Whether every entry of the head's bias gradient is smaller than a softmax is rounded to."""
+    _, bias = head_gradients(problem)
+    return bias is not None and float(bias.abs().max()) <= torch.finfo(torch.float32).eps
 
 
 def _assumed(known: Knowledge) -> list[Caveat]:

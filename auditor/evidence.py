@@ -5,7 +5,8 @@ names, from the one definition in problem.py, and whether restarts that started 
 
 Of a dump that was defended (`Problem.channel`), "equal" means at the floor: the noise explains what
 is left (auditor/bounds/fit.py), what was dropped is smaller than what was kept, and a gray picture
-in the place of any sample would not do as well, or the dump says nothing of that sample.
+in the place of any sample would not do as well. Where it would in some places, the dump says
+nothing of those samples, and the others are told by themselves (`Evidence.told`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ _DIGITS, _OWN_DIGITS, _PRECISE = 1e-4, 1e-3, 1e-6
 _TOLD = 0.01
 # Entries of a pruned dump for each number of the claim.
 _KEPT = 2
+# A picture searched for below features that were read off: it makes them to a tenth, and the
+# gradient, in which a unit that is on by mistake counts in full, to nine tenths of every tensor.
+_FEATURES, _MOST = 0.1, math.sqrt(0.1)
 
 
 def examine(
@@ -69,10 +73,13 @@ def examine(
         for inputs, row_labels in zip(recovery.inputs, labels, strict=True)
     ]
     fits = _fits(problem, recovery.inputs, rows)
-    at_floor = [
-        fit.at_floor and _drops(problem, row, fit) and _tells(problem, inputs, row_labels)
+    told = [
+        _told(problem, inputs, row_labels)
+        if fit.at_floor and _drops(problem, row, fit)
+        else (False,) * len(inputs)
         for fit, row, inputs, row_labels in zip(fits, rows, recovery.inputs, labels, strict=False)
     ]
+    at_floor = [all(samples) for samples in told]
     if fits:
         rows = [_as_sent(problem, row, fit) for row, fit in zip(rows, fits, strict=True)]
     layers = [residuals_of(problem, row) for row in rows]
@@ -100,6 +107,7 @@ def examine(
         samples=samples,
         misfits=tuple(_finite(fit.ratio) for fit in fits),
         at_floor=tuple(at_floor),
+        told=told[best] if told else (),
     )
 
 
@@ -125,12 +133,35 @@ def is_equal(problem: Problem, evidence: Evidence) -> bool:
 
 def is_close(problem: Problem, evidence: Evidence) -> bool:
     """Whether the best claim may be called consistent with the dump."""
-    if evidence.best is None or is_equal(problem, evidence):
-        return evidence.best is not None
-    if problem.channel.signs or not _is_overdetermined(problem):
+    if is_equal(problem, evidence):
+        return True
+    return _is_near(problem, evidence) and _is_overdetermined(problem)
+
+
+def is_close_to_few(problem: Problem, evidence: Evidence) -> bool:
+    """Close, but to so few entries that only a control tells whether the attack can fit any."""
+    return _is_near(problem, evidence) and not is_close(problem, evidence)
+
+
+def _is_near(problem: Problem, evidence: Evidence) -> bool:
+    if evidence.best is None or problem.channel.signs:
         return False
-    limit = max(CONSISTENT, tolerance_of(problem))
-    return evidence.worst_residuals[evidence.best] <= limit
+    worst = evidence.worst_residuals[evidence.best]
+    found = left_of_features(evidence)
+    if found is not None and found <= _FEATURES and problem.channel.is_clear and worst <= _MOST:
+        return True
+    return any(evidence.told) or worst <= max(CONSISTENT, tolerance_of(problem))
+
+
+def left_of_features(evidence: Evidence) -> float | None:
+    """Relative residual of the features below which a picture was searched for.
+
+    None unless every layer down to them was read off the dump, with equations that hold.
+    """
+    links = evidence.recovery.links
+    if len(links) < 2 or links[-1].status != "searched" or not all(n.solved for n in links[:-1]):
+        return None
+    return links[-1].residual
 
 
 def _is_overdetermined(problem: Problem) -> bool:
@@ -228,14 +259,21 @@ def _drops(problem: Problem, gradient: Mapping[str, Tensor], fit: Fit) -> bool:
     return True
 
 
-def _tells(problem: Problem, inputs: Tensor, labels: Tensor) -> bool:
-    """Whether no sample of (N, C, H, W) could as well be a gray picture, as far as noise tells."""
+def _told(problem: Problem, inputs: Tensor, labels: Tensor) -> tuple[bool, ...]:
+    """Of each sample (N, C, H, W): whether a gray picture in its place leaves more than noise."""
     gray = to_model_units(problem, torch.full_like(inputs[:1], 0.5))
+    found = []
     for place in range(len(inputs)):
         other = torch.cat([inputs[:place], gray, inputs[place + 1 :]])
-        if fit_of(problem, gradient_of(problem, other, labels), inputs.numel()).at_floor:
-            return False
-    return True
+        fit = fit_of(problem, gradient_of(problem, other, labels), inputs.numel())
+        found.append(not fit.at_floor)
+    return tuple(found)
+
+
+def samples_told(problem: Problem, evidence: Evidence) -> tuple[bool, ...]:
+    """Of each sample of the best claim: whether the dump holds it, and nothing else as well."""
+    size = problem.knowledge.batch_size or 1
+    return evidence.told or (is_equal(problem, evidence),) * size
 
 
 def _best(worst: list[float], fits: list[Fit], at_floor: list[bool]) -> int:

@@ -18,6 +18,7 @@ from auditor.evidence import (
     best_pixels,
     equals_in_words,
     is_close,
+    is_close_to_few,
     is_equal,
     is_proved,
     is_verified,
@@ -55,6 +56,7 @@ class Weight:
 
     fidelity: Fidelity | None = None  # judged without truth; None: by its agreement alone
     doubted: bool = False  # a negative control recovered as much
+    cleared: bool = False  # negative controls were run, and none recovered as much
     foreign: bool = False  # the dump is not of this model: nothing about labels follows
 
 
@@ -222,7 +224,8 @@ def _claimed_finding(
 ) -> Finding | None:
     """What the dump itself shows, without truth; with truth, no more than what was measured."""
     assert evidence.best is not None
-    if not is_close(problem, evidence):
+    few = is_close_to_few(problem, evidence) and weight.cleared
+    if not (is_close(problem, evidence) or few):
         return None
     if weight.doubted and not problem.channel.is_clear:  # noise can be fitted
         return None
@@ -281,8 +284,10 @@ def _worth(problem: Problem, evidence: Evidence) -> Tensor:
 
 def _claim_text(problem: Problem, evidence: Evidence, verified: bool, size: int) -> str:
     restarts = len(evidence.worst_residuals)
+    shown = sum(evidence.told) or size  # none is told by itself: all are claimed alike
     what = "The picture" if size == 1 else f"All {size} pictures"
-    verb = "was" if size == 1 else "were"
+    what = what if shown == size else f"{shown} of {size} pictures"
+    verb = "was" if shown == 1 else "were"
     if verified:
         return (
             f"{what} {verb} rebuilt: {evidence.agreeing} of {restarts} independent restarts "

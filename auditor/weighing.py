@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from auditor.bounds.heat import heat_map
 from auditor.bounds.noise import noise_of
 from auditor.bounds.statement import report_of
 from auditor.defences.seen import Looked
-from auditor.evidence import is_close, is_proved
+from auditor.evidence import is_close, is_close_to_few, is_proved
 from auditor.options import Options
 from auditor.records import Bound, Caveat, ControlReport, Evidence, Problem, Trust
 from auditor.trials.appraisal import Appraisal, appraise
@@ -50,7 +51,9 @@ def weigh(
     watch: Watch,
 ) -> Weighed:
     """Appraise every claim, try the best one on controls, and simulate clients if asked to."""
-    appraisals = {claim.attack: _appraise(problem, claim, watch) for claim in evidence}
+    appraisals = {
+        claim.attack: _appraise(problem, claim, watch) for claim in sorted(evidence, key=_nearest)
+    }
     told = max(
         (claim for claim in evidence if appraisals[claim.attack].fidelity is not None),
         key=lambda claim: _decibels(appraisals[claim.attack]),
@@ -90,8 +93,13 @@ def weigh(
 def _appraise(problem: Problem, claim: Evidence, watch: Watch) -> Appraisal:
     seconds = _BOUND_SECONDS
     if watch.deadline is not None:  # the control needs time, too
-        seconds = min(seconds, (watch.deadline - time.monotonic()) / 4)
+        seconds = min(seconds, (watch.deadline - time.monotonic()) / 2)
     return appraise(problem, claim, expired=within(watch, seconds).expired)
+
+
+def _nearest(claim: Evidence) -> float:
+    """Those that come nearest to the dump first: their bounds matter most, and time is short."""
+    return math.inf if claim.best is None else claim.residuals[claim.best]
 
 
 def _decibels(appraisal: Appraisal) -> float:
@@ -103,7 +111,8 @@ def _is_doubtful(problem: Problem, claim: Evidence, options: Options) -> bool:
 
     One that equals an undefended dump in thousands of numbers is controlled with preset deep only.
     """
-    if is_proved(problem, claim) or not (any(claim.samples) or is_close(problem, claim)):
+    close = is_close(problem, claim) or is_close_to_few(problem, claim)
+    if is_proved(problem, claim) or not (any(claim.samples) or close):
         return False
     told = not problem.channel.is_clear or claim.recovery.guided
     return told or options.preset.everything

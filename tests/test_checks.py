@@ -183,6 +183,25 @@ def test_missing_gradients():
     assert "1 of 4" in caveat.message
 
 
+@pytest.mark.parametrize(
+    ("sure", "belongs", "voids"),
+    [(True, "shown", False), (True, "not tested", True), (False, "shown", True)],
+)
+def test_a_batch_that_the_model_is_sure_of(sure, belongs, voids):
+    """1 - p of the label is rounded to zero, what is left does not sum to zero."""
+    had = client("tanh", 2, 4)
+    gradients = had.gradients()
+    weight, bias = gradients["head.weight"], gradients["head.bias"]
+    scale = 1e-12 if sure else 1.0
+    gradients["head.bias"] = scale * bias.clamp_min(0)
+    gradients["head.weight"] = scale * weight.where(bias[:, None] > 0, 0)
+    problem = had.problem(gradients)
+    dump = dump_of(had.module, gradients)
+    (caveat,) = caveats_of(problem, dump, belongs=belongs)
+    assert (caveat.code, caveat.voids) == ("GA301", voids)
+    assert ("sure of this batch" in caveat.message) != voids
+
+
 def test_unknown_batch_size():
     assert codes(client("tanh", 2, 4), size=None) == ["GA305"]
 

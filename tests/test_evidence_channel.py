@@ -8,7 +8,17 @@ from problems import Client, lenet_client, noise, tiny_lenet
 from torch import nn
 
 from auditor.defences.applied import Defended, as_int8, clipped, largest_kept, noised, signs_of
-from auditor.evidence import equals_in_words, examine, is_close, is_equal, is_proved, is_verified
+from auditor.evidence import (
+    equals_in_words,
+    examine,
+    is_close,
+    is_close_to_few,
+    is_equal,
+    is_proved,
+    is_verified,
+    samples_told,
+)
+from auditor.findings import Weight, findings_of
 from auditor.records import Channel, Course, Evidence, Recovery
 
 
@@ -102,12 +112,46 @@ def test_a_dump_of_noise_alone(had):
 
 
 def test_a_sample_that_the_dump_says_nothing_of(had):
-    """One of two samples could as well be gray: the batch is not equal."""
+    """One of two samples could as well be gray: the batch is not equal, the other one is told."""
     labels, gray = had.labels.repeat(2), torch.full_like(had.inputs, 0.5)
     pair = Client(had.module, torch.cat([had.inputs, gray]), labels)
     problem, evidence = judged(pair, noised(pair.gradients(), 1e-3, seeded()), pair.inputs)
     assert evidence.misfits[0] == pytest.approx(1, abs=0.3)
     assert not is_equal(problem, evidence)
+    assert not is_verified(problem, evidence)
+    assert evidence.told == samples_told(problem, evidence) == (True, False)
+    assert is_close(problem, evidence)
+    [finding] = [f for f in findings_of(problem, evidence, None) if f.code.startswith("GA2")]
+    assert (finding.code, finding.certainty) == ("GA202", "consistent")
+    assert finding.summary.startswith("1 of 2 pictures was rebuilt")
+
+
+def test_a_wrong_picture_beside_gray_is_not_told(had):
+    labels, gray = had.labels.repeat(2), torch.full_like(had.inputs, 0.5)
+    pair = Client(had.module, torch.cat([had.inputs, gray]), labels)
+    made = noised(pair.gradients(), 1e-3, seeded())
+    problem, evidence = judged(pair, made, torch.cat([1 - had.inputs, gray]))
+    assert evidence.told == (False, False)
+    assert not is_close(problem, evidence)
+
+
+def test_few_entries_count_only_after_a_control(had):
+    """With fewer entries than twice the pixels nothing but a control tells a fit from the truth."""
+    share = 1 - 1.5 * had.inputs.numel() / sum(g.numel() for g in had.gradients().values())
+    problem, evidence = judged(had, largest_kept(had.gradients(), share), near(had, 0.1))
+    kept = sum(int((sent != 0).sum()) for sent in problem.gradient.values())
+    assert had.inputs.numel() < kept < 2 * had.inputs.numel()
+    assert not is_equal(problem, evidence)
+    assert evidence.worst_residuals[0] < 1e-2
+    assert (is_close(problem, evidence), is_close_to_few(problem, evidence)) == (False, True)
+    assert pictures_found(problem, evidence, Weight()) == []
+    assert pictures_found(problem, evidence, Weight(cleared=True)) == ["GA202"]
+    assert pictures_found(problem, evidence, Weight(cleared=True, doubted=True)) == []
+
+
+def pictures_found(problem, evidence, weight):
+    found = findings_of(problem, evidence, None, weight)
+    return [finding.code for finding in found if finding.code.startswith("GA2")]
 
 
 def test_answers_alike_because_both_are_gray_confirm_nothing(had):

@@ -107,6 +107,7 @@ class _Run:
             evaluations=self.evaluations,
             expired=self.watch.expired(),
             guided=guided,
+            smooth=True,
             assumed=_ASSUMED if guided else _ASSUMED[:1],
         )
 

@@ -6,7 +6,6 @@ No truth is needed, and none is used. What cannot be told is named in `Looked.un
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -17,9 +16,8 @@ from auditor.defences.identities import NORM, groups_of, structure_of
 from auditor.defences.noise import Floors, Noise, floors_of, read_noise
 from auditor.defences.single import HeadFit, is_turned, single_of
 from auditor.defences.words import defences_in, tested_words, unsaid_words
-from auditor.records import Caveat, Channel, DefenceSeen, GradientDump, Problem
+from auditor.records import Belongs, Caveat, Channel, DefenceSeen, GradientDump, Problem
 
-Belongs = Literal["shown", "contradicted", "not tested"]
 _TELLING = 0.2  # relative size of what noise leaves, up to which other weights would show
 _SCALE, _SMOOTHING = 1e-3, 2e-3  # what a scale or a smoothing may be off by
 _COLLINEAR, _ENOUGH = 0.05, 16

@@ -62,6 +62,7 @@ from auditor.records.terms import (
     Task,
 )
 from auditor.records.trust import (
+    Belongs,
     Bound,
     CanaryReport,
     Channel,
@@ -81,6 +82,7 @@ __all__ = [
     "Auxiliary",
     "Band",
     "Baseline",
+    "Belongs",
     "Bound",
     "CanaryReport",
     "Caveat",

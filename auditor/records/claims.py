@@ -70,6 +70,7 @@ class Recovery:
     expired: bool = False  # the budget ended before the attack did
     links: tuple[LinkReport, ...] = ()  # of an attack that reads layer by layer, top down
     guided: bool = False  # a prior chose among answers: restarts that agree confirm nothing
+    smooth: bool = False  # neighbouring pixels were taken for alike, whether it mattered or not
     assumed: tuple[str, ...] = ()  # what such a prior takes for granted, in words
     samples: Tensor | None = None  # (M, C, H, W), model units: inputs of the batch, one by one
     witnesses: tuple[int, ...] = ()  # (M,) independent rows that gave each sample
@@ -111,3 +112,4 @@ class Evidence:
     # With a channel that is not clear, (R,) each; empty otherwise.
     misfits: tuple[float, ...] = ()  # squared residual over what the noise explains; 1 expected
     at_floor: tuple[bool, ...] = ()  # no more is left than noise explains, and not of gray pictures
+    told: tuple[bool, ...] = ()  # (N,) of the best: only noise is left, and more if it were gray

@@ -8,6 +8,7 @@ from typing import Literal
 
 from auditor.records.terms import Band
 
+Belongs = Literal["shown", "contradicted", "not tested"]  # model and dump, to one another
 DefenceKind = Literal[
     "none",  # of a what-if: what the other rows are compared with
     "noise",
@@ -131,7 +132,7 @@ class Trust:
     """How far the verdict can be trusted, and what would have helped."""
 
     defences: tuple[DefenceSeen, ...] = ()
-    belongs: Literal["shown", "contradicted", "not tested"] = "not tested"
+    belongs: Belongs = "not tested"
     tested: tuple[str, ...] = ()  # which identities were tested, and how far they hold
     fidelity: float | None = None  # dB, reference-free, of the best claim
     bound: Bound | None = None

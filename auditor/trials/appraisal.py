@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.failures import told_of
-from auditor.bounds.fisher import Fisher, fisher_of, predicted_psnr, why_no_fisher
+from auditor.bounds.fisher import Fisher, fisher_of, why_no_fisher
 from auditor.bounds.fit import Fit, fit_of, noise_left
 from auditor.bounds.noise import noise_of
-from auditor.evidence import is_equal
+from auditor.evidence import samples_told
 from auditor.problem import gradient_of
 from auditor.records import Evidence, Problem
 from auditor.trials.fidelity import Fidelity, explains, fidelity_of
 from auditor.trials.smooth_prediction import smooth_psnr
-
-_CLEAR = 35.0  # dB
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ def appraise(
     inputs, named = evidence.recovery.inputs[evidence.best], labels[evidence.best]
     fit = fit_of(problem, gradient_of(problem, inputs, named), inputs.numel())
     fisher, smooth, reason = None, None, "its residual is above the floor of the dump"
-    if fit.at_floor and is_equal(problem, evidence) and explains(problem, evidence):
+    told = any(samples_told(problem, evidence))
+    if fit.at_floor and told and explains(problem, evidence):
         fisher, smooth, reason = _predictions(problem, evidence, fit, expired)
     unsaid = () if fisher is not None else (f"no bound at the claim: {reason}",)
     return Appraisal(fidelity_of(problem, evidence, fisher, fit, smooth), fit, fisher, unsaid)
@@ -60,10 +59,10 @@ def _predictions(
     if reason is not None:
         return None, None, reason
     try:
-        fisher = fisher_of(problem, point, named, noise=noise, expired=expired)
         smooth = None
-        if evidence.recovery.guided and not _is_clear(fisher):
+        if evidence.recovery.guided or evidence.recovery.smooth:  # first: it takes less time
             smooth = smooth_psnr(problem, point, named, noise=noise, expired=expired)
+        fisher = fisher_of(problem, point, named, noise=noise, expired=expired)
     except (torch.OutOfMemoryError, MemoryError):
         return None, None, "out of memory"
     except (RuntimeError, ValueError) as error:
@@ -72,11 +71,6 @@ def _predictions(
             raise
         return None, None, told
     return fisher, smooth, "it could not be computed in the time"
-
-
-def _is_clear(fisher: Fisher | None) -> bool:
-    """Whether the dump tells every sample so well that no prior matters."""
-    return fisher is not None and float(predicted_psnr(fisher).min()) >= _CLEAR
 
 
 def _noise(problem: Problem, fit: Fit) -> Mapping[str, float]:

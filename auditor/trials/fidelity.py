@@ -25,13 +25,13 @@ from torch import Tensor
 
 from auditor.bounds.fisher import Fisher, predicted_psnr
 from auditor.bounds.fit import Fit
-from auditor.evidence import EXACT, is_equal
+from auditor.evidence import EXACT, left_of_features, samples_told
 from auditor.records import Evidence, Problem
 from auditor.samples.deflation import ALONE
 
 UNCONFIRMED = 30.0  # dB: equal to the dump, and nothing else speaks for it
 CLOSED = 20.0  # dB: at most so much is said of a residual above the floor
-_BEYOND_CHANCE = 3.0
+_BEYOND_CHANCE, _LITTLE = 3.0, 0.1  # of what pure noise gives and leaves
 _HIGHEST = 200.0  # dB: beyond it a number is no JSON number
 
 
@@ -88,14 +88,15 @@ def fidelity_of(
         return _of_single_inputs(evidence)
     size = problem.knowledge.batch_size or 1
     predicted = _predicted(fisher, smooth)
-    there = is_equal(problem, evidence) and explains(problem, evidence)
-    at_floor = fit is not None and fit.at_floor and there
+    there = fit is not None and fit.at_floor and explains(problem, evidence)
+    at_floor = [there and told for told in samples_told(problem, evidence)]
     residual = evidence.residuals[evidence.best]
     closed = (GUIDED if evidence.recovery.guided else PLAIN).at(residual, size)
+    closed = max(closed, of_features(left_of_features(evidence)))
     values = [
         supported(
             closed,
-            at_floor=at_floor,
+            at_floor=at_floor[sample],
             predicted=None if predicted is None else predicted[sample],
             agreement=_agreement(problem, evidence, sample, predicted is not None),
         )
@@ -104,23 +105,38 @@ def fidelity_of(
     for place, word in enumerate(evidence.samples):  # those that stand by themselves
         values[place] = max(values[place], ALONE if word == "verified" else 0.0)
     values = [min(value, ceiling_of(problem, evidence)) for value in values]
-    basis = _basis(at_floor, predicted is not None, bool(evidence.agreement))
+    basis = _basis(any(at_floor), predicted is not None, bool(evidence.agreement))
     return Fidelity(torch.tensor(values, dtype=torch.float64), basis)
+
+
+def of_features(residual: float | None) -> float:
+    """dB of a picture that makes features, which were read off the dump, up to this residual.
+
+    Layers near the picture keep distances about as they are, relative to its size; at most `CLOSED`
+    is said, since the picture is still above the floor. None: no features were read.
+    """
+    if residual is None or not 0 < residual < 1:
+        return CLOSED if residual == 0 else 0.0
+    return min(-20 * math.log10(residual), CLOSED)
 
 
 def explains(problem: Problem, evidence: Evidence) -> bool:
     """Whether the best claim explains more of a defended dump than it would of pure noise.
 
     As many free numbers as the claim has pixels explain their share of noise, and at most five
-    standard deviations more; three times that is asked for, since noise that differs between layers
-    can be fitted where it is largest. A noise that is estimated too large makes any claim equal.
+    standard deviations more. Three times that is asked for, since noise that differs between layers
+    can be fitted where it is largest; or that every layer is left with a tenth of what chance
+    leaves, since three times a large share is more than there is. A noise that is estimated too
+    large makes any claim equal.
     """
     if problem.channel.is_clear or evidence.best is None or evidence.recovery.inputs is None:
         return True
     entries = sum(int((sent != 0).sum()) for sent in problem.gradient.values())
     unknowns = evidence.recovery.inputs[evidence.best].numel()
     by_chance = (unknowns + 5 * math.sqrt(2 * unknowns)) / max(entries, 1)
-    return 1 - evidence.residuals[evidence.best] ** 2 > _BEYOND_CHANCE * by_chance
+    explained = 1 - evidence.residuals[evidence.best] ** 2
+    left = evidence.worst_residuals[evidence.best] ** 2
+    return explained > _BEYOND_CHANCE * by_chance or left < _LITTLE * (1 - by_chance)
 
 
 def ceiling_of(problem: Problem, evidence: Evidence) -> float:

@@ -15,9 +15,9 @@ from trial_attacks import claim, generator
 from auditor.attacks import HeadLabels, LayerByLayer, LevenbergMarquardt, LinearRows
 from auditor.bounds.fisher import Fisher
 from auditor.bounds.fit import Fit
-from auditor.evidence import EXACT, best_pixels, examine
+from auditor.evidence import EXACT, best_pixels, examine, is_close, is_equal
 from auditor.metrics import psnr
-from auditor.records import Channel, Recovery
+from auditor.records import Channel, LinkReport, Recovery
 from auditor.trials.appraisal import appraise
 from auditor.trials.fidelity import (
     CLOSED,
@@ -26,6 +26,7 @@ from auditor.trials.fidelity import (
     UNCONFIRMED,
     explains,
     fidelity_of,
+    of_features,
     supported,
 )
 
@@ -172,10 +173,70 @@ def test_what_explains_no_more_than_chance_is_worth_little(residual, worth):
     problem, evidence = said(had, had.inputs)
     entries = sum(sent.numel() for sent in problem.gradient.values())
     assert 1 - 0.5**2 > 3 * (16 + 5 * 32**0.5) / entries > 1 - 0.999**2  # between the two cases
-    found = replace(evidence, residuals=(residual,))
+    found = replace(evidence, residuals=(residual,), worst_residuals=(residual,))
     assert explains(noisy, found) == (worth > 9)
     assert explains(problem, found)  # nothing was added to the dump
     assert fidelity_of(noisy, found, fisher([1e-4]), FLOOR).best <= worth + 1e-9
+
+
+@pytest.mark.parametrize(("residual", "explained"), [(0.05, True), (0.5, False), (0.9, False)])
+def test_a_batch_with_many_pixels_can_explain_a_dump_too(residual, explained):
+    """Three times the share of chance is more than there is: then little may be left instead."""
+    had = lenet_client(64)
+    noisy = replace(had.problem(), channel=Channel(sigma=1.0))
+    _, evidence = said(had, had.inputs)
+    entries = sum(sent.numel() for sent in noisy.gradient.values())
+    chance = (had.inputs.numel() + 5 * (2 * had.inputs.numel()) ** 0.5) / entries
+    assert 1 / 3 < chance < 0.9
+    found = replace(evidence, residuals=(residual,), worst_residuals=(residual,))
+    assert explains(noisy, found) == explained
+    worse = replace(found, worst_residuals=(0.9,))  # one layer is left as it was
+    assert not explains(noisy, worse)
+
+
+def test_each_sample_has_what_is_told_of_it():
+    had = client("tanh", 2)
+    problem, evidence = said(had, had.inputs)
+    problem = replace(problem, channel=Channel(sigma=1e-9))
+    found = replace(evidence, told=(True, False))
+    of = fidelity_of(problem, found, fisher([1e-4, 1e-4]), FLOOR)
+    assert of.decibels.tolist() == [pytest.approx(40.0), CLOSED]
+
+
+@pytest.mark.parametrize(
+    ("residual", "worth"), [(0.0, CLOSED), (0.02, CLOSED), (0.1, 20.0), (0.178, 15.0), (1.0, 0.0)]
+)
+def test_a_picture_below_features_that_were_read(residual, worth):
+    assert of_features(residual) == pytest.approx(worth, abs=0.02)
+    assert of_features(None) == 0.0
+
+
+def links_of(*ends):
+    one = LinkReport("a", 9, 20, 0, 0.0, 1e-7, 1.0, 1, "reached the goal", False, True)
+    last = LinkReport("picture", 9, 20, 0, 0.0, ends[-1], 1.0, 9, "searched", False, False)
+    solved = [replace(one, solved=holds) for holds in ends[:-1]]
+    return (*solved, last)
+
+
+@pytest.mark.parametrize(
+    ("ends", "worst", "close"),
+    [
+        ((True, True, 0.05), 0.3, True),
+        ((True, True, 0.05), 0.4, False),  # a tensor is left
+        ((True, True, 0.2), 0.3, False),  # the features are not made
+        ((True, False, 0.05), 0.3, False),  # they were not read
+        ((0.05,), 0.3, False),  # there are none
+    ],
+)
+def test_a_search_below_features_is_close(ends, worst, close):
+    had = client("relu")
+    problem, evidence = said(had, had.inputs)
+    recovery = replace(evidence.recovery, links=links_of(*ends))
+    found = replace(evidence, recovery=recovery, residuals=(worst,), worst_residuals=(worst,))
+    assert is_close(problem, found) == close
+    assert not is_equal(problem, found)
+    if close:
+        assert fidelity_of(problem, found, None, ABOVE).best == CLOSED
 
 
 def test_single_inputs_have_one_each():
