@@ -52,35 +52,26 @@ def audit_and_write(
     """Run the audit, write what was asked for, tell people, print the report's path, exit."""
     import torch
 
-    from auditor.outputs import write_audit
     from auditor.report.console import print_audit
-    from auditor.report.progress import ProgressLine
     from auditor.report.terminal_picture import print_pictures
     from auditor.unfinished.words import left_by, taken_from
-    from auditor.what_if import is_short_of_time
 
     _require_fit(case, rules)
     if options.device.type == "cpu" and _is_small(case):
         torch.set_num_threads(1)  # the products are too small to share, waiting costs more
-    people, quiet = stderr_console(), outputs.quiet
+    quiet = outputs.quiet
     unfinished = _unfinished(case, options, outputs.out, rules.fail_on)
     for line in taken_from(unfinished):
         say(line, quiet)
     try:
-        with ProgressLine(people, quiet=quiet) as progress:
-            result = _run(case, options, unfinished, rules=rules, progress=progress)
-    except KeyboardInterrupt:
+        audit = _run_and_write(case, options, outputs, rules, unfinished)
+    except KeyboardInterrupt:  # said also to who wants to hear nothing, when claims lie about
         say(left_by(unfinished), quiet and not (unfinished and unfinished.claims))
         raise
-    result = replace(result, audit=judged(result.audit, rules))
-    texts = _texts_of(result.audit, outputs.files)  # before anything is written: all or none
-    write_audit(result, outputs.out, overwrite=outputs.overwrite)
-    if unfinished is not None:
-        unfinished.clear(rows=is_short_of_time(result.audit.trust.what_if))
-    _write_files(result.audit, outputs.files, texts)
     if not quiet:
-        print_audit(result.audit, people)
-        print_pictures(result.audit, outputs.out, people)
+        people = stderr_console()
+        print_audit(audit, people)
+        print_pictures(audit, outputs.out, people)
         if (outputs.out / "evidence").exists():
             say(f"Evidence, for your eyes only: {outputs.out / 'evidence'}", quiet)
         say("Report:", quiet)
@@ -89,7 +80,30 @@ def audit_and_write(
         say(report.rstrip(), quiet)
     else:
         put(report)
-    raise typer.Exit(result.audit.gate.exit_code)
+    raise typer.Exit(audit.gate.exit_code)
+
+
+def _run_and_write(
+    case: Case | TextCase,
+    options: Options,
+    outputs: OutputOptions,
+    rules: GateRules,
+    unfinished: Unfinished | None,
+) -> Audit:
+    """The audit as it was written; what it had to keep until then is gone."""
+    from auditor.outputs import write_audit
+    from auditor.report.progress import ProgressLine
+    from auditor.what_if import is_short_of_time
+
+    with ProgressLine(stderr_console(), quiet=outputs.quiet) as progress:
+        result = _run(case, options, unfinished, rules=rules, progress=progress)
+    result = replace(result, audit=judged(result.audit, rules))
+    texts = _texts_of(result.audit, outputs.files)  # before anything is written: all or none
+    write_audit(result, outputs.out, overwrite=outputs.overwrite)
+    _write_files(result.audit, outputs.files, texts)
+    if unfinished is not None:
+        unfinished.clear(rows=is_short_of_time(result.audit.trust.what_if))
+    return result.audit
 
 
 def _texts_of(audit: Audit, files: dict[str, Path]) -> dict[str, str]:

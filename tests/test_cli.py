@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -444,7 +445,10 @@ def test_a_run_that_fails_leaves_nothing(case, monkeypatch):
     assert contents(case) == before
     with monkeypatch.context() as patch:
         patch.setattr("auditor.outputs.png_of", raising(KeyboardInterrupt()))
-        assert gradaudit(*SCAN, cwd=case).code == 130
+        run = gradaudit(*SCAN, cwd=case)
+    assert run.code == 130
+    assert run.err.splitlines()[-1].endswith("the same command goes on from there.")
+    shutil.rmtree(case / ".gradaudit-report-unfinished")
     assert contents(case) == before
     assert gradaudit(*LABELS, cwd=case).code == 0
     kept = contents(case)

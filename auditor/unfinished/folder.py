@@ -74,6 +74,7 @@ class Unfinished:
         if self.trouble == _OPEN:  # not ours to remove
             return
         left = self.rows if rows else {}
+        self._parts = {}
         shutil.rmtree(self.path, ignore_errors=True)
         for row in left.values():
             self.keep(row)
