@@ -18,6 +18,7 @@ from auditor.errors import UsageError
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
 from auditor.findings import Weight, findings_of, worst_first
+from auditor.measuring import measurable
 from auditor.options import Options
 from auditor.planted.examination import model_findings
 from auditor.problem import make_problem
@@ -103,6 +104,8 @@ def run_audit(
     problem, answers = _run_attacks(problem, options, attacking, unfinished)
     _check_truth(case.truth, problem)  # again: the batch size may be known only now
     evidence = tuple(answer for answer in answers.values() if isinstance(answer, Evidence))
+    truth, doubts = measurable(problem, case.truth, evidence, looked)
+    case = replace(case, truth=truth)
     weighed = weigh(problem, looked, evidence, options, weighing)
     findings = {
         e.attack: findings_of(problem, e, case.truth, _weight(weighed, e)) for e in evidence
@@ -114,7 +117,7 @@ def run_audit(
     shown = [finding for found in findings.values() for finding in found]
     every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
     audit = conclude(
-        Shown(every, reports, _caveats(problem, case, every, evidence, weighed)),
+        Shown(every, reports, _caveats(problem, case, every, evidence, weighed) + doubts),
         evidence=options.evidence,
         fail_on=fail_on,
         allow_inconclusive=allow_inconclusive,
@@ -166,12 +169,12 @@ def _check_truth(truth: Truth | None, problem: Problem) -> None:
         return
     known, classes = problem.knowledge, problem.trace.head.classes
     count, shape = len(truth.labels), tuple(truth.inputs.shape[1:])
-    size = known.batch_size or count
-    if shape != known.input_shape or size != count or int(truth.labels.max()) >= classes:
+    size, low, high = known.batch_size or count, *(int(end) for end in truth.labels.aminmax())
+    if shape != known.input_shape or size != count or low < 0 or high >= classes:
         wanted, found = ("x".join(map(str, sides)) for sides in (known.input_shape, shape))
         raise UsageError(
-            expected=f"a truth of {size} samples of shape {wanted}, labels below {classes}",
-            found=f"{count} samples of shape {found}, labels up to {int(truth.labels.max())}",
+            expected=f"a truth of {size} samples of shape {wanted}, labels from 0 to {classes - 1}",
+            found=f"{count} samples of shape {found}, labels from {low} to {high}",
             todo="Give the truth that belongs to this dump, or mend --batch-size.",
         )
 

@@ -42,6 +42,7 @@ ROOMS = (
     "trials",
     "reasons",
     "findings",
+    "measuring",
     "exhibits",
     "report",
     "gate",
