@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from auditor.attacks.failures import told_of
 from auditor.bounds.fit import fit_of, sigma_blur
 from auditor.bounds.noise import kept_of, noise_of
 from auditor.defences.seen import Looked
@@ -51,13 +52,20 @@ def _apart(problem: Problem, truth: Truth) -> float | None:
     """How far the truth's gradient is from the dump, less what noise explains, relative.
 
     None where it cannot be told: of signs, of several local steps (the order of the samples is not
-    known), and behind dropout.
+    known), behind dropout, and where a model cannot be differentiated at these samples.
     """
     if problem.channel.signs or problem.trace.dropout or not is_one_gradient(problem):
         return None
     like = next(iter(problem.gradient.values()))
     inputs = to_model_units(problem, truth.inputs.to(like))
-    gradient = gradient_of(problem, inputs, truth.labels.to(like.device))
+    try:
+        gradient = gradient_of(problem, inputs, truth.labels.to(like.device))
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    except (RuntimeError, ValueError) as error:
+        if told_of(error) is None:
+            raise
+        return None
     scale = fit_of(problem, gradient, 0).scale
     kept, noise = kept_of(problem), noise_of(problem)
     size = apart = explained = doubt = 0.0

@@ -90,14 +90,19 @@ class Unfinished:
         if not _is_private(self.path):
             self.trouble = _OPEN
             return
-        for path, seconds in sorted(_files(self.path), key=lambda each: each[1]):
+        try:
+            files = sorted(_files(self.path), key=lambda each: each[1])
+        except OSError as error:
+            self.trouble = error.strerror or type(error).__name__
+            return
+        for path, seconds in files:
             try:
                 _require_whole(path)
-                key, part = read_part(path)
+                part = read_part(path, self._key)
             except ValueError:
                 self.damaged += 1
                 continue
-            if key == self._key and self._is_kept(part):
+            if part is not None and self._is_kept(part):
                 self._parts[name_of(part)] = part
                 self.since = datetime.fromtimestamp(seconds, UTC).isoformat(" ", "minutes")
 

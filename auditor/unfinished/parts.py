@@ -53,14 +53,16 @@ def to_bytes(part: Part, key: str) -> bytes:
     return save(tensors, metadata={"part": told})
 
 
-def read_part(path: Path) -> tuple[str, Part]:
-    """The key and the part in a file. Raises ValueError when it is damaged, or none of ours."""
+def read_part(path: Path, key: str) -> Part | None:
+    """The part in a file; None under another key. Raises ValueError when it is none of ours."""
     try:
         told = json.loads(safetensors_claims(path)[1]["part"])
+        if told["key"] != key:
+            return None
         part: Part = _record(_KINDS[told["kind"]], told["record"], load_file(path))
-        return str(told["key"]), part
     except (*_FAULTS, safetensors.SafetensorError) as error:
         raise ValueError(f"{path.name} is no part of an audit") from error
+    return part
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> object:

@@ -152,6 +152,23 @@ def test_what_cannot_be_kept_ends_nothing(tmp_path, monkeypatch):
     assert "begins anew" in left_by(unfinished)
 
 
+def test_a_folder_that_cannot_be_listed_ends_nothing(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    opened(tmp_path).keep(row())
+    monkeypatch.setattr("pathlib.Path.glob", refused)
+    assert taken_from(opened(tmp_path)) == [".report-unfinished is not used: Permission denied."]
+
+
+def test_a_part_of_another_device_is_no_damage_to_this_audit(tmp_path):
+    opened(tmp_path).keep(FAILED)
+    content = to_bytes(everything(), "x" * 64).replace(b'\\"cpu\\"', b'\\"gpu\\"')
+    plant(folder(tmp_path), content)
+    assert opened(tmp_path).damaged == 0
+    assert opened(tmp_path, "x" * 64).damaged == 1
+
+
 def test_a_write_that_is_interrupted_leaves_no_part(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
