@@ -18,6 +18,7 @@ from auditor.errors import UsageError
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
 from auditor.findings import Weight, findings_of, worst_first
+from auditor.measuring import measurable
 from auditor.options import Options
 from auditor.planted.examination import model_findings
 from auditor.problem import make_problem
@@ -43,9 +44,11 @@ from auditor.records import (
     Truth,
 )
 from auditor.summaries import dump_summary, model_summary, provenance_of
+from auditor.unfinished import Claim, Unfinished
+from auditor.unfinished.form import is_well_formed
 from auditor.verdict import Shown, conclude
 from auditor.weighing import Weighed, shares, weigh
-from auditor.what_if import Store, key_of, what_if
+from auditor.what_if import what_if
 
 Answer = Evidence | Skipped | Failed
 
@@ -77,11 +80,11 @@ def run_audit(
     fail_on: str | None = None,
     allow_inconclusive: bool = False,
     progress: Callable[[Milestone], None] | None = None,
-    store: Store | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Result:
     """Run the selected attacks inside the budget and judge what they show.
 
-    `store` keeps finished rows of the what-if, should the run be interrupted.
+    Finished attacks and rows of the what-if go to `unfinished` at once, and are taken from there.
     Raises InputError when model and knowledge do not fit, UsageError when the truth does not.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
@@ -98,9 +101,11 @@ def run_audit(
     deadline = None if options.budget is None else begun + options.budget
     watch = Watch(deadline=deadline, progress=progress)
     attacking, weighing = shares(watch, options)
-    problem, answers = _run_attacks(problem, options, attacking)
+    problem, answers = _run_attacks(problem, options, attacking, unfinished)
     _check_truth(case.truth, problem)  # again: the batch size may be known only now
     evidence = tuple(answer for answer in answers.values() if isinstance(answer, Evidence))
+    truth, doubts = measurable(problem, case.truth, evidence, looked)
+    case = replace(case, truth=truth)
     weighed = weigh(problem, looked, evidence, options, weighing)
     findings = {
         e.attack: findings_of(problem, e, case.truth, _weight(weighed, e)) for e in evidence
@@ -112,7 +117,7 @@ def run_audit(
     shown = [finding for found in findings.values() for finding in found]
     every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
     audit = conclude(
-        Shown(every, reports, _caveats(problem, case, every, evidence, weighed)),
+        Shown(every, reports, _caveats(problem, case, every, evidence, weighed) + doubts),
         evidence=options.evidence,
         fail_on=fail_on,
         allow_inconclusive=allow_inconclusive,
@@ -120,7 +125,7 @@ def run_audit(
         model=model_summary(problem, case.model),
         dump=dump_summary(problem, case.dump),
         exhibits=_exhibits(problem, case, options, evidence, weighed),
-        trust=_trust(problem, case, evidence, options, weighed, watch, fail_on, store),
+        trust=_trust(problem, case, evidence, options, weighed, watch, fail_on, unfinished),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
     return Result(audit, problem, evidence)
@@ -145,14 +150,13 @@ def _trust(
     weighed: Weighed,
     watch: Watch,
     fail_on: str | None,
-    store: Store | None,
+    unfinished: Unfinished | None,
 ) -> Trust:
     """What was weighed, and the what-if when it was asked for."""
     if not options.what_if:
         return weighed.trust
-    key = key_of(case.model.module, case.dump, case.knowledge, case.truth, options, fail_on)
     found = what_if(
-        problem, evidence, case.truth, options, watch, gate=fail_on, store=store, key=key
+        problem, evidence, case.truth, options, watch, gate=fail_on, unfinished=unfinished
     )
     return replace(weighed.trust, what_if=found)
 
@@ -168,12 +172,12 @@ def _check_truth(truth: Truth | None, problem: Problem) -> None:
         return
     known, classes = problem.knowledge, problem.trace.head.classes
     count, shape = len(truth.labels), tuple(truth.inputs.shape[1:])
-    size = known.batch_size or count
-    if shape != known.input_shape or size != count or int(truth.labels.max()) >= classes:
+    size, low, high = known.batch_size or count, *(int(end) for end in truth.labels.aminmax())
+    if shape != known.input_shape or size != count or low < 0 or high >= classes:
         wanted, found = ("x".join(map(str, sides)) for sides in (known.input_shape, shape))
         raise UsageError(
-            expected=f"a truth of {size} samples of shape {wanted}, labels below {classes}",
-            found=f"{count} samples of shape {found}, labels up to {int(truth.labels.max())}",
+            expected=f"a truth of {size} samples of shape {wanted}, labels from 0 to {classes - 1}",
+            found=f"{count} samples of shape {found}, labels from {low} to {high}",
             todo="Give the truth that belongs to this dump, or mend --batch-size.",
         )
 
@@ -182,7 +186,7 @@ def _check_truth(truth: Truth | None, problem: Problem) -> None:
 
 
 def _run_attacks(
-    problem: Problem, options: Options, watch: Watch
+    problem: Problem, options: Options, watch: Watch, unfinished: Unfinished | None
 ) -> tuple[Problem, dict[str, Answer]]:
     answers: dict[str, Answer] = {}
     # The fused attention kernels have no second derivative.
@@ -191,7 +195,7 @@ def _run_attacks(
         for place, attack in enumerate(chosen):
             if not _needless(problem, attack, answers, options):
                 share = share_of(watch, last=place == len(chosen) - 1)
-                answers[attack.name] = _run_one(problem, attack, options, share)
+                answers[attack.name] = _run_one(problem, attack, options, share, unfinished)
                 problem = _with_labels(problem, answers[attack.name])
     return problem, answers
 
@@ -204,23 +208,49 @@ def share_of(watch: Watch, *, last: bool) -> Watch:
     return replace(watch, deadline=now + max(watch.deadline - now, 0.0) / 2)
 
 
-def _run_one(problem: Problem, attack: Attack, options: Options, watch: Watch) -> Answer:
+def _run_one(
+    problem: Problem,
+    attack: Attack,
+    options: Options,
+    watch: Watch,
+    unfinished: Unfinished | None,
+) -> Answer:
     blocked = attack.blocked_by(problem)
     if blocked is not None:
         return Skipped(attack.name, blocked)
+    claim = None if unfinished is None else unfinished.claims.get(attack.name)
+    if claim is not None and _is_well_formed(problem, claim):
+        return _examined(problem, claim)
     if watch.expired():
         return Skipped(attack.name, f"the budget of {options.budget:g} seconds was used up before")
-    begun = time.monotonic()
+    claim = _claim_of(problem, attack, options, watch)
+    if unfinished is not None:
+        unfinished.keep(claim)
+    return _examined(problem, claim)
+
+
+def _claim_of(problem: Problem, attack: Attack, options: Options, watch: Watch) -> Claim:
+    begun, found, failure = time.monotonic(), None, ""
     try:
-        recovery = attack.run(problem, seed=options.seed, watch=watch)
+        found = attack.run(problem, seed=options.seed, watch=watch)
     except (torch.OutOfMemoryError, MemoryError):
-        return Failed(attack.name, "out of memory")
+        failure = "out of memory"
     except (RuntimeError, ValueError) as error:
-        reason = told_of(error)
-        if reason is None:
+        failure = told_of(error) or ""
+        if not failure:
             raise
-        return Failed(attack.name, reason)
-    return examine(problem, recovery, attack=attack.name, seconds=time.monotonic() - begun)
+    return Claim(attack.name, time.monotonic() - begun, found, failure)
+
+
+def _is_well_formed(problem: Problem, claim: Claim) -> bool:
+    return claim.recovery is None or is_well_formed(problem, claim.recovery)
+
+
+def _examined(problem: Problem, claim: Claim) -> Evidence | Failed:
+    """What the harness makes of a claim, wherever it comes from."""
+    if claim.recovery is None:
+        return Failed(claim.attack, claim.failure)
+    return examine(problem, claim.recovery, attack=claim.attack, seconds=claim.seconds)
 
 
 def _needless(

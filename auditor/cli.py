@@ -5,8 +5,12 @@ torch is imported inside the commands that need it, so that `--help` and `render
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,9 +31,9 @@ from auditor.session import (
     is_language_model,
     local_from,
     precheck,
-    put,
     simulated,
 )
+from auditor.streams import put
 
 _EXITS = (
     "Exit codes: 0 passed; 1 leakage at or over --fail-on; 2 usage; 3 input refused or "
@@ -278,7 +282,8 @@ def main() -> None:
     """Run the command line and exit with one of `ExitCode`, whatever happens."""
     _open_streams()
     try:
-        code = listening(app)(standalone_mode=False)
+        with _ended_as_by_hand():
+            code = listening(app)(standalone_mode=False)
     except AuditError as error:
         sys.stderr.write(f"gradaudit: {error}\n")
         code = ExitCode.INPUT if isinstance(error, InputError) else ExitCode.USAGE
@@ -293,6 +298,26 @@ def main() -> None:
         _report_crash(error)
         code = ExitCode.INTERNAL
     sys.exit(int(code or 0))
+
+
+@contextlib.contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    """SIGTERM, which ends jobs of pipelines and containers, counts as Ctrl-C.
+
+    Python does not take it in any thread but the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _open_streams() -> None:

@@ -10,7 +10,7 @@ import typer
 from auditor.errors import UsageError
 from auditor.report.audit_json import read_audit
 from auditor.report.files import STDOUT, check_files, write_text
-from auditor.session import put
+from auditor.streams import put
 
 _AuditFile = Annotated[Path, typer.Argument(metavar="AUDIT", help="A finished audit.json.")]
 

@@ -216,6 +216,15 @@ RULES: tuple[Rule, ...] = (
         "Give the truth with --truth if you have it, or run again with --preset deep.",
     ),
     Rule(
+        "GA321",
+        "The truth is not what made the dump",
+        "The gradient of the samples in the truth file, derived again, is not the dump.",
+        "What is measured against other samples says nothing, and would make a leak look small. "
+        "The verdict rests on the dump alone.",
+        "Give the samples of this very step, as the client had them after augmentation, or mend "
+        "--mean, --std, --mode or --reduction.",
+    ),
+    Rule(
         "GA310",
         "Model and dump do not belong together",
         "Sums that are zero for every batch of this model (units that ReLU joins, batch norms, the "

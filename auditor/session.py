@@ -11,10 +11,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
 from auditor.arguments import GateOptions, OutputOptions
 from auditor.errors import UsageError
@@ -22,8 +21,9 @@ from auditor.gate import Accepted, GateRules, Limits, Reference, judged, require
 from auditor.records import Audit, LoadedModel
 from auditor.report.audit_json import read_audit
 from auditor.report.directory import check_target
-from auditor.report.files import STDOUT, check_files, unwritable, write_text
+from auditor.report.files import STDOUT, check_files, write_text
 from auditor.severity import parse_threshold
+from auditor.streams import put, say, stderr_console
 
 if TYPE_CHECKING:
     from auditor.attacks import Milestone
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from auditor.facts import Flags, LocalFlags
     from auditor.options import Options
     from auditor.text.audit import TextCase, TextResult
+    from auditor.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,26 @@ def audit_and_write(
     """Run the audit, write what was asked for, tell people, print the report's path, exit."""
     import torch
 
-    from auditor.outputs import write_audit
     from auditor.report.console import print_audit
-    from auditor.report.progress import ProgressLine
     from auditor.report.terminal_picture import print_pictures
+    from auditor.unfinished.words import left_by, taken_from
 
     _require_fit(case, rules)
     if options.device.type == "cpu" and _is_small(case):
         torch.set_num_threads(1)  # the products are too small to share, waiting costs more
-    people, quiet = stderr_console(), outputs.quiet
-    with ProgressLine(people, quiet=quiet) as progress:
-        result = _run(case, options, outputs.out, rules=rules, progress=progress)
-    result = replace(result, audit=judged(result.audit, rules))
-    texts = _texts_of(result.audit, outputs.files)  # before anything is written: all or none
-    write_audit(result, outputs.out, overwrite=outputs.overwrite)
-    _write_files(result.audit, outputs.files, texts)
+    quiet = outputs.quiet
+    unfinished = _unfinished(case, options, outputs.out, rules.fail_on)
+    for line in taken_from(unfinished):
+        say(line, quiet)
+    try:
+        audit = _run_and_write(case, options, outputs, rules, unfinished)
+    except KeyboardInterrupt:  # said also to who wants to hear nothing, when claims lie about
+        say(left_by(unfinished), quiet and not (unfinished and unfinished.claims))
+        raise
     if not quiet:
-        print_audit(result.audit, people)
-        print_pictures(result.audit, outputs.out, people)
+        people = stderr_console()
+        print_audit(audit, people)
+        print_pictures(audit, outputs.out, people)
         if (outputs.out / "evidence").exists():
             say(f"Evidence, for your eyes only: {outputs.out / 'evidence'}", quiet)
         say("Report:", quiet)
@@ -77,7 +80,30 @@ def audit_and_write(
         say(report.rstrip(), quiet)
     else:
         put(report)
-    raise typer.Exit(result.audit.gate.exit_code)
+    raise typer.Exit(audit.gate.exit_code)
+
+
+def _run_and_write(
+    case: Case | TextCase,
+    options: Options,
+    outputs: OutputOptions,
+    rules: GateRules,
+    unfinished: Unfinished | None,
+) -> Audit:
+    """The audit as it was written; what it had to keep until then is gone."""
+    from auditor.outputs import write_audit
+    from auditor.report.progress import ProgressLine
+    from auditor.what_if import is_short_of_time
+
+    with ProgressLine(stderr_console(), quiet=outputs.quiet) as progress:
+        result = _run(case, options, unfinished, rules=rules, progress=progress)
+    result = replace(result, audit=judged(result.audit, rules))
+    texts = _texts_of(result.audit, outputs.files)  # before anything is written: all or none
+    write_audit(result, outputs.out, overwrite=outputs.overwrite)
+    _write_files(result.audit, outputs.files, texts)
+    if unfinished is not None:
+        unfinished.clear(rows=is_short_of_time(result.audit.trust.what_if))
+    return result.audit
 
 
 def _texts_of(audit: Audit, files: dict[str, Path]) -> dict[str, str]:
@@ -97,7 +123,7 @@ def _write_files(audit: Audit, files: dict[str, Path], texts: dict[str, str]) ->
 def _run(
     case: Case | TextCase,
     options: Options,
-    out: Path,
+    unfinished: Unfinished | None,
     *,
     rules: GateRules,
     progress: Callable[[Milestone], None],
@@ -107,21 +133,33 @@ def _run(
 
     fail_on, waive = rules.fail_on, rules.allow_inconclusive
     if isinstance(case, Case):
-        from auditor.what_if import Store
-
         return run_audit(
             case,
             options,
             fail_on=fail_on,
             allow_inconclusive=waive,
             progress=progress,
-            store=Store.beside(out),
+            unfinished=unfinished,
         )
     from auditor.text.audit import run_text_audit
 
     return run_text_audit(
         case, options, fail_on=fail_on, allow_inconclusive=waive, progress=progress
     )
+
+
+def _unfinished(
+    case: Case | TextCase, options: Options, out: Path, fail_on: str | None
+) -> Unfinished | None:
+    """What an interrupted audit left, and where this one keeps what it finishes; not of texts."""
+    from auditor.audit import Case
+    from auditor.unfinished import Unfinished, key_of
+
+    if not isinstance(case, Case):
+        return None
+    known = (case.model, case.dump, case.knowledge, case.truth, case.auxiliary)
+    recovered = options.evidence != "none" and not os.environ.get("CI")
+    return Unfinished.beside(out, key_of(*known, options, fail_on), recovered=recovered)
 
 
 def _require_fit(case: Case | TextCase, rules: GateRules) -> None:
@@ -333,41 +371,3 @@ def local_from(
         momentum,
         weight_decay,
     )
-
-
-class _PatientConsole(Console):
-    """A console whose reader may leave; rich would end the process with the code of a leak."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        _silence(sys.stderr)
-
-
-def stderr_console() -> Console:
-    """Where people read. Never animated when CI says so."""
-    return _PatientConsole(stderr=True, force_interactive=False if os.environ.get("CI") else None)
-
-
-def put(text: str) -> None:
-    """What was asked for, on stdout. That its reader has gone changes no exit code.
-
-    Raises UsageError when it goes to a full disk.
-    """
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _silence(sys.stdout)
-    except OSError as error:
-        _silence(sys.stdout)
-        raise unwritable(error, Path("stdout")) from error
-
-
-def _silence(stream: TextIO) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def say(text: str, quiet: bool) -> None:
-    """One plain line on stderr."""
-    if not quiet:
-        stderr_console().print(text, highlight=False, markup=False, soft_wrap=True)

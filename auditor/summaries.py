@@ -63,11 +63,12 @@ def provenance_of(
         preset=options.preset.name,
         device=str(first.device),
         dtype=str(first.dtype).removeprefix("torch."),
-        versions=_versions(),
+        versions=versions_here(),
     )
 
 
-def _versions() -> dict[str, str]:
+def versions_here() -> dict[str, str]:
+    """Of Python and of the packages that decide how a number comes out."""
     found = {"python": ".".join(str(part) for part in sys.version_info[:3])}
     for package in _PACKAGES:
         try:

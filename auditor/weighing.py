@@ -28,6 +28,7 @@ _BOUND_SECONDS = 30.0  # for one bound; it is one Jacobian and one factorisation
 _AT_NOISE = 1.05  # ratio of a fit that leaves nothing but noise
 _MOST_UNKNOWNS = 3200  # of a Jacobian that is formed for the error of every pixel
 _NO_TIME = "the budget ended"
+_NO_BOUND = "no bound at the claim"
 _NO_CANARIES = "no share of simulated clients: fewer than three could be attacked in the time"
 
 
@@ -73,6 +74,8 @@ def weigh(
         simulated = canaries(problem, attacks, seed=options.seed, watch=watch)
         unsaid += () if simulated is not None else (_NO_CANARIES,)
     fisher = None if told is None or best is None else _fisher(problem, told, best, watch)
+    if fisher is None and not any(line.startswith(_NO_BOUND) for line in unsaid):
+        unsaid += (f"{_NO_BOUND}: no picture was rebuilt at which it could be computed",)
     trust = Trust(
         defences=looked.defences,
         belongs=looked.belongs,

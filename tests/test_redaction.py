@@ -271,6 +271,43 @@ def test_the_evidence_folder_holds_what_was_recovered(rooms, home, recovered):
     assert len(folder) == 2
 
 
+def interrupted_in(rooms, home, monkeypatch, *flags, **env):
+    """Everything that lies about after Ctrl-C in the third attack."""
+
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("auditor.attacks.IDLG.run", stops)
+    scan = ("scan", home / "model.pt", home / "grads.safetensors", "--seed", "1")
+    attacks = ("--attacks", "labels,images.layers,images.idlg")
+    run = gradaudit(*scan, *attacks, *flags, cwd=rooms / "here", env=env)
+    assert run.code == 130
+    left = {str(name): data for name, data in contents(rooms).items()}
+    return left | {"stdout": run.out.encode(), "stderr": run.err.encode()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "env"), [(("--evidence", "none"), {}), (("--evidence", "embed"), {"CI": "true"})]
+)
+def test_an_interrupted_run_leaves_nothing_recovered(
+    rooms, home, recovered, monkeypatch, flags, env
+):
+    left = interrupted_in(rooms, home, monkeypatch, *flags, **env)
+    assert shows_picture(left, recovered) == []
+    assert shows_label(left) == []
+    assert left.keys() == {"stdout", "stderr"}
+
+
+def test_what_an_interrupted_run_keeps_is_its_owners_alone(rooms, home, recovered, monkeypatch):
+    """Also the proof that the search above looks at the right things."""
+    left = interrupted_in(rooms, home, monkeypatch, "--evidence", "separate")
+    [kept] = left.keys() - {"stdout", "stderr"}
+    assert set(shows_picture(left, recovered)) == {kept}
+    folder = (rooms / kept).parent
+    assert folder.name == ".gradaudit-report-unfinished"
+    assert (folder.stat().st_mode & 0o777, (rooms / kept).stat().st_mode & 0o777) == (0o700, 0o600)
+
+
 def test_an_architecture_file_is_named_without_its_folder(rooms, home):
     (home / "net.py").write_text(
         "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Flatten(), "

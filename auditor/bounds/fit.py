@@ -80,14 +80,14 @@ def _scale(problem: Problem, claimed: Tensor, sent: Tensor) -> float:
 
 def _explained(problem: Problem, square: float, degrees: int, entries: int) -> bool:
     """Whether noise explains the squared residual, in its own units."""
-    high = (entries + _DEVIATIONS * math.sqrt(2 * entries)) * (1 + _sigma_blur(problem))
-    low = (degrees - _DEVIATIONS * math.sqrt(2 * degrees)) * (1 - _sigma_blur(problem))
+    high = (entries + _DEVIATIONS * math.sqrt(2 * entries)) * (1 + sigma_blur(problem))
+    low = (degrees - _DEVIATIONS * math.sqrt(2 * degrees)) * (1 - sigma_blur(problem))
     # Intervals and rounding are at most so wide: small entries leave less.
     exact = not problem.channel.steps
     return square <= high and (square >= low or not exact)
 
 
-def _sigma_blur(problem: Problem) -> float:
+def sigma_blur(problem: Problem) -> float:
     """How far sigma^2 may be off, relative, when it was estimated from the sums of the head."""
     if not problem.channel.sigma:
         return 0.0

@@ -99,7 +99,8 @@ def read_noise(problem: Problem, groups: Sequence[Group], floors: Floors) -> Noi
         chosen = [group for group in chosen if group.kind != OUTER]
     noise = _beside_the_bulk(problem, _judged(problem, chosen, floors))
     shown = mode if any(group.mode for group in groups) else None
-    return replace(noise, mode=shown, more_samples=crowded)
+    # Entries that were changed one by one make as many outer products as further samples.
+    return replace(noise, mode=shown, more_samples=crowded and noise.said != "noise and more")
 
 
 def _judged(problem: Problem, chosen: Sequence[Group], floors: Floors) -> Noise:

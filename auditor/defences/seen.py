@@ -170,8 +170,8 @@ def _more_samples(problem: Problem) -> Caveat:
     return Caveat(
         "GA316",
         f"The gradient holds more samples than the {problem.knowledge.batch_size} that it is said "
-        "to hold: a larger batch, several steps or several clients added up. What was not rebuilt "
-        "means nothing.",
+        "to hold: a larger batch, several steps or several clients added up; or entries were "
+        "changed one by one. What was not rebuilt means nothing.",
         voids=True,
     )
 

@@ -34,12 +34,18 @@ def defences_in(
     ]
     if noise.more_samples:
         basis = "rank of the gradients of linear layers"
-        summary = "More samples were added up than the batch is said to hold."
+        summary = (
+            "More samples were added up than the batch is said to hold, or entries were changed "
+            "one by one."
+        )
         found.append(DefenceSeen("larger batch", None, None, None, summary, basis))
     return tuple(found)
 
 
 def _noise(noise: Noise) -> Iterator[DefenceSeen]:
+    if noise.said == "noise and more":
+        yield from _changed(noise)
+        return
     if not noise.sigma:
         return
     groups = (*noise.free, *noise.bound)
@@ -55,27 +61,6 @@ def _noise(noise: Noise) -> Iterator[DefenceSeen]:
             _basis(groups),
         )
         return
-    if noise.said == "noise and more":
-        size = noise.sigma
-        yield DefenceSeen(
-            "noise",
-            size,
-            None,
-            noise.high,
-            f"Noise was added of standard deviation {size:.1e} at most: small entries are no "
-            "larger.",
-            "the median size of the entries",
-        )
-        yield DefenceSeen(
-            "unknown",
-            None,
-            None,
-            None,
-            "More than noise broke the identities: entries were dropped or changed before it was "
-            "added.",
-            _basis(groups),
-        )
-        return
     groups = noise.free if noise.said == "other weights" else groups
     yield DefenceSeen(
         "noise",
@@ -84,6 +69,30 @@ def _noise(noise: Noise) -> Iterator[DefenceSeen]:
         noise.high,
         f"Independent noise of standard deviation {noise.sigma:.2e} was added to every entry.",
         _basis(groups),
+    )
+
+
+def _changed(noise: Noise) -> Iterator[DefenceSeen]:
+    """More than noise, or something else: entries that were dropped or multiplied one by one."""
+    if noise.sigma:
+        size = noise.sigma
+        yield DefenceSeen(
+            "noise",
+            size,
+            None,
+            noise.high,
+            f"If noise was added, its standard deviation is {size:.1e} at most: small entries are "
+            "no larger.",
+            "the median size of the entries",
+        )
+    yield DefenceSeen(
+        "unknown",
+        None,
+        None,
+        None,
+        "More than noise broke the identities: entries were dropped, multiplied or changed "
+        "otherwise.",
+        _basis((*noise.free, *noise.bound)),
     )
 
 
@@ -217,10 +226,15 @@ def unsaid_words(forms: Forms, noise: Noise, *, belongs: str) -> tuple[str, ...]
     if forms.steps:
         step = max(forms.steps.values())
         said.append(f"noise below {step / 12**0.5:.1e} before rounding to the grid: it is lost")
+        if forms.clipped is None:
+            said.append("whether the gradient was clipped before rounding: its norm is not visible")
     if noise.sigma:
         said.append("whether the gradient was clipped before the noise: its norm is not visible")
     if noise.said == "noise and more":
-        said.append("what was done before the noise, and to which entries: the noise hides it")
+        said.append(
+            "what was done to which entries besides noise, and whether more samples were added up "
+            "than was said: nothing tells them apart"
+        )
     if noise.said == "noise by layer":
         said.append(
             "whether each layer got its own noise or the weights are not those that made the dump: "

@@ -44,7 +44,7 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
         if _is_stream(path):
             path.write_bytes(content)
         else:
-            _write_aside(path.resolve(), content, 0o600 if private else 0o666)
+            write_aside(path.resolve(), content, 0o600 if private else 0o666)
     except OSError as error:
         raise unwritable(error, path) from error
 
@@ -79,7 +79,8 @@ def _is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _write_aside(target: Path, content: bytes, mode: int) -> None:
+def write_aside(target: Path, content: bytes, mode: int) -> None:
+    """Write to the side, then rename. Raises OSError."""
     aside = target.with_name(f".{target.name[:60]}.{secrets.token_hex(6)}")
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:

@@ -24,6 +24,7 @@ from auditor.what_if.settings import NO_DEFENCE, Setting
 
 FAILED = "not recovered by these attacks"
 CUT_SHORT = "the budget ended before the attacks did"
+NO_BOUND = "no bound: the budget ended before it was computed"
 BLIND = "no attack could look at it"
 _ATTACKS_SHARE = 0.75  # of a row's time; the rest is for its bound
 _RECOGNISABLE = 20.0  # dB
@@ -88,7 +89,8 @@ def _row(
     bound = bound_of(sent, watch.expired)
     fails = judged.score >= threshold
     certain = fails or (attacked.finished and bool(attacked.ran))
-    notes = (sent.note, "" if fails else _why(attacked, bound), privacy_of(setting))
+    late = NO_BOUND if bound is None and watch.expired() else ""
+    notes = (sent.note, "" if fails else _why(attacked, bound), late, privacy_of(setting))
     return WhatIfRow(
         defence=setting.kind,
         setting=setting.words,

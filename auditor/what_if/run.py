@@ -13,12 +13,12 @@ from auditor.attacks.failures import told_of
 from auditor.options import Options
 from auditor.records import DefenceKind, Evidence, Problem, Truth, WhatIf, WhatIfRow
 from auditor.trials.running import within
+from auditor.unfinished import Unfinished
 from auditor.what_if.attack import chosen
 from auditor.what_if.defended import NotApplicable
 from auditor.what_if.reference import Reference, reference_of
 from auditor.what_if.row import FAILED, bare_row, row_of
 from auditor.what_if.settings import NO_DEFENCE, SETTINGS, Setting, force, gate_words
-from auditor.what_if.store import Store
 from auditor.zoo import LeNet
 
 _ROW_SECONDS = 60.0  # of a row when there is no budget
@@ -38,21 +38,19 @@ def what_if(
     watch: Watch,
     *,
     gate: str | None = None,
-    store: Store | None = None,
-    key: str = "",
+    unfinished: Unfinished | None = None,
     settings: tuple[Setting, ...] = SETTINGS,
 ) -> WhatIf:
     """Make the client's step again under each setting, attack it, and say which would have helped.
 
     `watch` ends the whole; each row has a fair share of what is left. `gate`: a band or score, as
-    in --fail-on; high unless said. Finished rows go to `store` under `key` at once and are taken
-    from there; it is emptied when nothing was left out for want of time.
+    in --fail-on; high unless said. Finished rows go to `unfinished` and are taken from there.
     """
     words, threshold = gate_words(gate)
     reference = reference_of(problem, evidence, truth, options.seed)
-    kept = {} if store is None else {row.setting: row for row in store.rows(key)}
     done: dict[str, WhatIfRow] = {}
     left_out: dict[str, str] = {}
+    kept = {} if unfinished is None else unfinished.rows
     for place, setting in enumerate(settings):
         if setting.words in kept:
             done[setting.words] = kept[setting.words]
@@ -66,11 +64,14 @@ def what_if(
             left_out[setting.words] = row
             continue
         done[setting.words] = row
-        if store is not None:
-            store.keep(key, {**kept, **done}.values())
-    if store is not None and _NO_TIME not in left_out.values():
-        store.clear()
+        if unfinished is not None:
+            unfinished.keep(row)
     return conclude(problem, reference, words, threshold, done.values(), left_out)
+
+
+def is_short_of_time(found: WhatIf | None) -> bool:
+    """Whether the budget kept a setting from being tried."""
+    return found is not None and any(line.endswith(f": {_NO_TIME}") for line in found.left_out)
 
 
 def _share(watch: Watch, to_come: list[Setting]) -> Watch:

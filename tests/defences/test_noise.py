@@ -137,7 +137,19 @@ def test_pruning_before_noise_is_not_taken_for_more_noise():
     found = looked(had, plus_noise(pruned, sigma))
     assert kinds(found) == ["noise", "unknown"]
     assert 0.95 * sigma < found.defences[0].strength < 2 * sigma  # "at most"
-    assert any("before the noise" in words for words in found.unsaid)
+    assert any("besides noise" in words for words in found.unsaid)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_entries_that_were_dropped_at_random_are_not_further_samples(share):
+    had, dice = client_of("lenet", 2), torch.Generator().manual_seed(0)
+    kept = {
+        n: g * (torch.rand(g.shape, generator=dice) > share) for n, g in had.gradients().items()
+    }
+    found = looked(had, kept)
+    assert "unknown" in kinds(found)
+    assert "larger batch" not in kinds(found)
+    assert "GA316" not in codes(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

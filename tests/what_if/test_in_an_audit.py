@@ -8,7 +8,8 @@ from problems import case_of, lenet_client, options_of
 from auditor.audit import run_audit
 from auditor.report.audit_json import from_json, to_json
 from auditor.report.html import to_html
-from auditor.what_if import Store, what_if
+from auditor.unfinished import Unfinished
+from auditor.what_if import what_if
 from auditor.what_if.settings import NO_DEFENCE, Setting
 
 FEW = (
@@ -32,8 +33,9 @@ def options():
 
 @pytest.mark.usefixtures("few")
 def test_the_rebuilt_step_is_attacked_again(tmp_path):
-    store = Store.beside(tmp_path / "report")
-    audit = run_audit(case_of(lenet_client()), options(), fail_on="high", store=store).audit
+    unfinished = Unfinished.beside(tmp_path / "report", "k", recovered=True)
+    case = case_of(lenet_client())
+    audit = run_audit(case, options(), fail_on="high", unfinished=unfinished).audit
     found = audit.trust.what_if
     rows = {row.setting: row for row in found.rows}
     assert "images.layers rebuilt it (proved)" in found.reference
@@ -43,7 +45,7 @@ def test_the_rebuilt_step_is_attacked_again(tmp_path):
     assert rows["noise, sigma 1"].bound_psnr < 20 < rows["noise, sigma 1e-6"].bound_psnr
     assert rows["classifier frozen"].passes is None  # neither attack looks without it
     assert rows["classifier frozen"].labels is None
-    assert list(tmp_path.iterdir()) == []
+    assert unfinished.rows == {row.setting: row for row in found.rows}
     assert from_json(to_json(audit)) == audit
     assert '<h2 id="what-if-title">' in to_html(audit)
 

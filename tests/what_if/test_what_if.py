@@ -1,20 +1,21 @@
 """The rows and what follows from them, with attacks that say what they are told."""
 
-import json
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 import torch
 from problems import Says, lenet_client, options_of
+from safetensors.torch import load_file
 
 from auditor.attacks import Watch
 from auditor.errors import UsageError
 from auditor.options import make_options
 from auditor.records import Channel, Recovery, WhatIfRow
 from auditor.session import choices
-from auditor.what_if import Store, what_if
+from auditor.unfinished import Unfinished
+from auditor.what_if import is_short_of_time, what_if
 from auditor.what_if import run as run_module
 from auditor.what_if.attack import adaptive_first, chosen
 from auditor.what_if.row import CUT_SHORT, FAILED, psnr_of
@@ -220,52 +221,48 @@ def test_each_row_has_a_fair_share_and_the_first_more():
 # --------------------------------------------------------------------------- to be continued
 
 
+def kept(path, key="k"):
+    return Unfinished.beside(path / "report", key, recovered=False)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path):
-    store = Store.beside(tmp_path / "report")
     whole = run()
     with pytest.raises(KeyboardInterrupt):
-        run(Knows(stop_at=3), store=store, key="k")
-    assert store.path.exists()
+        run(Knows(stop_at=3), unfinished=kept(tmp_path))
     rest = Knows()
-    assert run(rest, store=store, key="k") == whole
+    assert run(rest, unfinished=kept(tmp_path)) == whole
     assert [problem.channel.sigma for problem in rest.seen] == [1.0, 0.0]
-    assert not store.path.exists()
 
 
 def test_another_audit_begins_anew(tmp_path):
-    store = Store.beside(tmp_path / "report")
     with pytest.raises(KeyboardInterrupt):
-        run(Knows(stop_at=3), store=store, key="k")
+        run(Knows(stop_at=3), unfinished=kept(tmp_path))
     again = Knows()
-    run(again, store=store, key="another")
+    run(again, unfinished=kept(tmp_path, "another"))
     assert len(again.seen) == len(FEW)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "k"}', '{"key": "k", "rows": [{}, 3]}'])
-def test_a_broken_file_is_no_file(tmp_path, text):
-    store = Store.beside(tmp_path / "report")
-    store.path.write_text(text, encoding="utf-8")
-    assert store.rows("k") == ()
-    assert len(run(store=store, key="k").rows) == len(FEW)
-
-
-def test_the_file_stays_while_time_was_short(tmp_path):
-    store = Store.beside(tmp_path / "report")
+def test_what_was_finished_stays_while_time_was_short(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(Knows(stop_at=3), store=store, key="k")
-    run(store=store, key="k", watch=Watch(deadline=time.monotonic() - 1))
-    assert len(store.rows("k")) == 2
+        run(Knows(stop_at=3), unfinished=kept(tmp_path))
+    short = run(unfinished=kept(tmp_path), watch=Watch(deadline=time.monotonic() - 1))
+    assert len(short.rows) == 2
+    assert is_short_of_time(short)
+    assert not is_short_of_time(run())
+    assert not is_short_of_time(None)
+    assert len(kept(tmp_path).rows) == 2
 
 
-def test_the_file_holds_numbers_and_words_of_ours_only(tmp_path):
-    store = Store.beside(tmp_path / "report")
+def test_rows_are_numbers_and_words_of_ours_only(tmp_path):
+    """They may be kept where nothing recovered may touch the disk."""
     with pytest.raises(KeyboardInterrupt):
-        run(Knows(stop_at=4), store=store, key="k")
-    kept = json.loads(store.path.read_text(encoding="utf-8"))
-    assert set(kept) == {"key", "rows"}
-    for row in kept["rows"]:
-        assert all(value is None or isinstance(value, str | int | float) for value in row.values())
-    assert [entry.name for entry in tmp_path.iterdir()] == [".report-what-if.json"]
+        run(Knows(stop_at=4), unfinished=kept(tmp_path))
+    files = list((tmp_path / ".report-unfinished").iterdir())
+    assert len(files) == 3
+    assert all(load_file(path) == {} for path in files)  # no tensor
+    for found in kept(tmp_path).rows.values():
+        values = asdict(found).values()
+        assert all(value is None or isinstance(value, str | int | float) for value in values)
 
 
 # --------------------------------------------------------------------------- small rules

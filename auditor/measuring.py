@@ -1,0 +1,80 @@
+"""Whether the truth that was given is what made the dump: only then is anything measured by it.
+
+A claim is lowered to what was measured, so a truth of another batch would hide a leak. Its own
+gradient, derived again, tells. Where a claim equals the dump, the truth has to come near it as
+well; where none does, only a truth that explains hardly any of it is refused: the dump may have
+been defended in a way that nobody recognised.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from auditor.attacks.failures import told_of
+from auditor.bounds.fit import fit_of, sigma_blur
+from auditor.bounds.noise import kept_of, noise_of
+from auditor.defences.seen import Looked
+from auditor.evidence import is_equal
+from auditor.problem import gradient_of, is_one_gradient, to_model_units
+from auditor.records import Caveat, Evidence, Problem, Truth
+
+# Relative distance between two gradients. Pictures rounded to 8 bits, the client's own otherwise,
+# are at most 0.005 off (LeNet, ResNet-20, a ReLU network); mirrored ones 0.07 to 0.7, pictures of
+# other classes 0.5 and more.
+_NEAR, _FAR = 0.05, 0.5
+_DEVIATIONS = 5.0
+
+
+def measurable(
+    problem: Problem, truth: Truth | None, evidence: tuple[Evidence, ...], looked: Looked
+) -> tuple[Truth | None, tuple[Caveat, ...]]:
+    """The truth, when it may be what made the dump; else None, and the caveat that says so."""
+    unknown = any(seen.kind == "unknown" for seen in looked.defences)
+    silent = truth is None or unknown or looked.belongs == "contradicted"
+    apart = None if silent or truth is None else _apart(problem, truth)
+    explained = any(is_equal(problem, each) for each in evidence)
+    if apart is None or apart <= (_NEAR if explained else _FAR):
+        return truth, ()
+    return None, (
+        Caveat(
+            "GA321",
+            f"The truth does not make this dump: its own gradient is {apart:.1g} of its size away "
+            f"from it{', and what was rebuilt is not' if explained else ''}. Nothing is measured "
+            "against it: no PSNR, no share of right labels, and no claim is lowered by it.",
+            voids=False,
+        ),
+    )
+
+
+def _apart(problem: Problem, truth: Truth) -> float | None:
+    """How far the truth's gradient is from the dump, less what noise explains, relative.
+
+    None where it cannot be told: of signs, of several local steps (the order of the samples is not
+    known), behind dropout, and where a model cannot be differentiated at these samples.
+    """
+    if problem.channel.signs or problem.trace.dropout or not is_one_gradient(problem):
+        return None
+    like = next(iter(problem.gradient.values()))
+    inputs = to_model_units(problem, truth.inputs.to(like))
+    try:
+        gradient = gradient_of(problem, inputs, truth.labels.to(like.device))
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    except (RuntimeError, ValueError) as error:
+        if told_of(error) is None:
+            raise
+        return None
+    scale = fit_of(problem, gradient, 0).scale
+    kept, noise = kept_of(problem), noise_of(problem)
+    size = apart = explained = doubt = 0.0
+    for name, sent in problem.gradient.items():
+        own, there = scale * gradient[name][kept[name]], sent[kept[name]]
+        size += float(own.square().sum())
+        apart += float((own - there).square().sum())
+        explained += len(there) * noise[name] ** 2
+        doubt += 2 * len(there) * noise[name] ** 4
+    explained *= 1 + sigma_blur(problem)
+    left = max(apart - explained - _DEVIATIONS * math.sqrt(doubt), 0.0)
+    return math.sqrt(left / max(size, torch.finfo(like.dtype).tiny))
