@@ -20,7 +20,7 @@ from auditor.exhibits import exhibits_of
 from auditor.findings import Weight, findings_of, worst_first
 from auditor.options import Options
 from auditor.planted.examination import model_findings
-from auditor.problem import make_problem
+from auditor.problem import from_own_units, is_table, make_problem
 from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import (
     Assumption,
@@ -42,6 +42,7 @@ from auditor.records import (
     Trust,
     Truth,
 )
+from auditor.row_words import said_of_rows
 from auditor.summaries import dump_summary, model_summary, provenance_of
 from auditor.verdict import Shown, conclude
 from auditor.weighing import Weighed, shares, weigh
@@ -93,6 +94,7 @@ def run_audit(
         auxiliary=case.auxiliary,
     )
     _check_truth(case.truth, problem)
+    case = replace(case, truth=_in_pixels(problem, case.truth))
     looked = look(problem, case.dump)
     problem = replace(problem, channel=looked.channel)
     deadline = None if options.budget is None else begun + options.budget
@@ -123,6 +125,7 @@ def run_audit(
         trust=_trust(problem, case, evidence, options, weighed, watch, fail_on, store),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
+    audit = said_of_rows(audit) if is_table(problem) else audit
     return Result(audit, problem, evidence)
 
 
@@ -158,6 +161,13 @@ def _each_sample_once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Several attacks may read the same single inputs: the worst finding of them stands for all."""
     single = [finding for finding in findings if finding.code == "GA204"]
     return tuple(finding for finding in findings if finding not in single[1:])
+
+
+def _in_pixels(problem: Problem, truth: Truth | None) -> Truth | None:
+    """The truth in the units that everything is measured in."""
+    if truth is None:
+        return None
+    return replace(truth, inputs=from_own_units(problem, truth.inputs))
 
 
 def _check_truth(truth: Truth | None, problem: Problem) -> None:

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 from auditor.errors import InputError
 from auditor.inputs.wording import quoted
-from auditor.records import Kind, Metadata, Mode, Reduction
+from auditor.records import Kind, Metadata, Modality, Mode, Reduction
 
 KEY = "gradaudit"
 _TEXT_LIMIT = 100_000
-_LARGEST = 1e6  # means and deviations of pixels are far below
+_LARGEST = 1e6  # a learning rate is far below
+_FARTHEST = 1e30  # means and deviations of columns have units of their own
 _PIXELS = 1 << 28
 _V = TypeVar("_V")
 
@@ -43,10 +44,13 @@ def metadata_from(fields: Mapping[str, object]) -> Metadata:
     """
     shape = _optional(fields, "input_shape", _shape)
     mean, std = _optional(fields, "mean", _numbers), _optional(fields, "std", _positive)
+    modality = _optional(fields, "modality", _modality)
+    if shape and modality and (len(shape) == 1) != (modality == "features"):
+        raise _wrong("modality", "'features' for (D,), 'images' for (C, H, W)", modality)
     channels = shape[0] if shape else len(mean or std or ())
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:
-            raise _wrong(name, f"one number for each of {channels} channels", values)
+            raise _wrong(name, f"one number for each of {channels} channels or columns", values)
     return Metadata(
         batch_size=_optional(fields, "batch_size", _count),
         input_shape=shape,
@@ -64,6 +68,7 @@ def metadata_from(fields: Mapping[str, object]) -> Metadata:
         local_epochs=_optional(fields, "local_epochs", _count),
         momentum=_optional(fields, "momentum", _fraction),
         weight_decay=_optional(fields, "weight_decay", _fraction),
+        modality=modality,
     )
 
 
@@ -88,16 +93,16 @@ def _count(name: str, value: object) -> int:
 
 def _shape(name: str, value: object) -> tuple[int, ...]:
     sizes = value if isinstance(value, list | tuple) else ()
-    if len(sizes) != 3 or not all(type(size) is int and size >= 1 for size in sizes):
-        raise _wrong(name, "three whole numbers C, H, W of at least 1", value)
+    if len(sizes) not in {1, 3} or not all(type(size) is int and size >= 1 for size in sizes):
+        raise _wrong(name, "three whole numbers C, H, W of at least 1, or one, D", value)
     if math.prod(sizes) > _PIXELS:
-        raise _wrong(name, "a picture of at most 2**28 numbers", value)
+        raise _wrong(name, "at most 2**28 numbers", value)
     return tuple(sizes)
 
 
 def _numbers(name: str, value: object) -> tuple[float, ...]:
     items = value if isinstance(value, list | tuple) else ()
-    good = [float(x) for x in items if type(x) in {int, float} and -_LARGEST < x < _LARGEST]
+    good = [float(x) for x in items if type(x) in {int, float} and -_FARTHEST < x < _FARTHEST]
     if not items or len(good) < len(items):
         raise _wrong(name, "a list of finite numbers", value)
     return tuple(good)
@@ -136,6 +141,14 @@ def _mode(name: str, value: object) -> Mode:
     if value == "train":
         return "train"
     raise _wrong(name, "'eval' or 'train'", value)
+
+
+def _modality(name: str, value: object) -> Modality:
+    if value == "images":
+        return "images"
+    if value == "features":
+        return "features"
+    raise _wrong(name, "'images' or 'features'", value)
 
 
 def _kind(name: str, value: object) -> Kind:
