@@ -191,7 +191,7 @@ def best_pixels(problem: Problem, evidence: Evidence) -> Tensor:
 
 
 def best_inputs(problem: Problem, evidence: Evidence) -> Tensor:
-    """The claim as the client has it, float32, on the CPU: pixels, or columns in their own units."""
+    """The claim as the client has it, float32, CPU: pixels, or columns in their own units."""
     assert evidence.best is not None
     assert evidence.recovery.inputs is not None
     return to_own_units(problem, evidence.recovery.inputs[evidence.best]).float().cpu()

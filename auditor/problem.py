@@ -281,7 +281,7 @@ def is_table(problem: Problem) -> bool:
 
 
 def to_model_units(problem: Problem, pixels: Tensor) -> Tensor:
-    """(..., C, H, W) pixels 0..1 to what the model takes; or (..., D), as `to_pixels` gives them."""
+    """(..., C, H, W) pixels 0..1, or (..., D) as of `to_pixels`, to what the model takes."""
     mean, std = pixels_of_units(problem, pixels)
     return (pixels - mean) / std
 

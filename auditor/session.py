@@ -19,7 +19,7 @@ from rich.console import Console
 from auditor.arguments import GateOptions, OutputOptions
 from auditor.errors import UsageError
 from auditor.gate import Accepted, GateRules, Limits, Reference, judged, require_same_model
-from auditor.records import Audit, LoadedModel, Truth
+from auditor.records import Audit, LoadedModel
 from auditor.report.audit_json import read_audit
 from auditor.report.directory import check_target
 from auditor.report.files import STDOUT, check_files, unwritable, write_text
@@ -265,7 +265,7 @@ def simulated(
             language, samples.texts, samples.labels, flags, seed=seed, keep=keep
         )
     from auditor.inputs.models import load_model
-    from auditor.simulate import simulated_case
+    from auditor.simulate import client_samples, simulated_case
 
     if samples.texts:
         raise UsageError(
@@ -274,46 +274,19 @@ def simulated(
             todo="Give pictures with --input, or the folder that save_pretrained wrote.",
         )
     loaded = load_model(model, arch=arch, trust_model=trust)
-    truth, flags, notes = _samples_of(loaded, flags, samples)
-    for note in notes:
-        say(note, quiet)
-    return simulated_case(loaded, truth, flags, keep=keep)
-
-
-def _samples_of(
-    loaded: LoadedModel, flags: Flags, samples: Samples
-) -> tuple[Truth, Flags, tuple[str, ...]]:
-    """The client's pictures or rows, what is known then, and notes. Raises UsageError."""
-    from auditor.simulate import input_shape_of, read_rows, read_samples
-
-    shape = input_shape_of(loaded.module, flags)
-    if len(shape) == 1:
-        if samples.data is not None or samples.dataset is not None:
-            raise UsageError(
-                expected="--input FILE, for a model that takes rows of a table",
-                found="a data set of pictures",
-                todo="Give a CSV with a header, an .npz or a .pt file with --input.",
-            )
-        truth, columns = read_rows(
-            shape[0], samples.inputs, samples.labels, samples.index, samples.label_column
-        )
-        return truth, replace(flags, input_shape=shape, columns=columns), ()
-    if samples.label_column is not None:
-        raise UsageError(
-            expected="--label-column for a model that takes rows of a table",
-            found=f"one that takes pictures of shape {'x'.join(map(str, shape))}",
-            todo="Leave it out, or say --modality features.",
-        )
-    truth, notes = read_samples(
+    truth, flags, notes = client_samples(
         loaded.module,
-        replace(flags, input_shape=shape),
+        flags,
         samples.inputs,
         samples.labels,
         samples.data,
         samples.dataset,
         samples.index,
+        samples.label_column,
     )
-    return truth, flags, notes
+    for note in notes:
+        say(note, quiet)
+    return simulated_case(loaded, truth, flags, keep=keep)
 
 
 def facts_from(

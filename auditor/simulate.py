@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from auditor.facts import Flags, deduce_input_shape, per_channel, settle
 from auditor.inputs.gradients import load_gradients
 from auditor.inputs.images import load_dataset_samples, load_images
 from auditor.inputs.tables import load_table
-from auditor.inputs.wording import listed, quoted
+from auditor.inputs.wording import listed, quoted, shaped
 from auditor.records import GradientDump, LoadedModel, Mode, Truth
 from auditor.trace import trace
 
@@ -151,6 +152,41 @@ def _logits(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
             todo="Give more samples, or say --mode eval.",
         ) from error
     return logits
+
+
+def client_samples(
+    module: nn.Module,
+    flags: Flags,
+    inputs: Sequence[Path],
+    labels: Sequence[int],
+    data: Path | None,
+    dataset: str | None,
+    indices: Sequence[int],
+    label_column: str | None,
+) -> tuple[Truth, Flags, tuple[str, ...]]:
+    """The client's pictures or rows, whichever the model takes, what is known then, and notes.
+
+    Raises UsageError and InputError as `read_samples` and `read_rows` do.
+    """
+    shape = input_shape_of(module, flags)
+    if len(shape) == 1:
+        if data is not None or dataset is not None:
+            raise UsageError(
+                expected="--input FILE, for a model that takes rows of a table",
+                found="a data set of pictures",
+                todo="Give a CSV with a header, an .npz or a .pt file with --input.",
+            )
+        truth, columns = read_rows(shape[0], inputs, labels, indices, label_column)
+        return truth, replace(flags, input_shape=shape, columns=columns), ()
+    if label_column is not None:
+        raise UsageError(
+            expected="--label-column for a model that takes rows of a table",
+            found=f"one that takes pictures of shape {shaped(shape)}",
+            todo="Leave it out, or say --modality features.",
+        )
+    said = replace(flags, input_shape=shape)
+    read, notes = read_samples(module, said, inputs, labels, data, dataset, indices)
+    return read, flags, notes
 
 
 def read_samples(

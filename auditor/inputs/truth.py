@@ -68,7 +68,7 @@ def load_truth(path: Path) -> Truth:
 
 
 def tensors_in(path: Path) -> Mapping[str, Tensor]:
-    """What an .npz, safetensors or torch file of a dict holds. Raises InputError, UnsafeFileError."""
+    """What an .npz, safetensors or torch file holds. Raises InputError, UnsafeFileError."""
     kind = kind_of(path)
     if kind == "npz":
         return tensors_of(read_npz(path, limit=_LIMIT))
