@@ -85,10 +85,8 @@ def scan(
     UsageError and InputError.
     """
     local = LocalFlags(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
-    flags = Flags(
-        input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local,
-        modality=modality, columns=tuple(columns),
-    )  # fmt: skip
+    said = (input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
+    flags = Flags(*said, modality=modality, columns=tuple(columns))
     language = _language(model, tokenizer)
     options = make_options(
         preset=preset, attacks=attacks, seed=seed, budget=budget, device=device, what_if=what_if,

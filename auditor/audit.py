@@ -44,6 +44,7 @@ from auditor.records import (
 )
 from auditor.row_words import said_of_rows
 from auditor.summaries import dump_summary, model_summary, provenance_of
+from auditor.trace import require_classes
 from auditor.verdict import Shown, conclude
 from auditor.weighing import Weighed, shares, weigh
 from auditor.what_if import Store, key_of, what_if
@@ -93,6 +94,7 @@ def run_audit(
         device=options.device,
         auxiliary=case.auxiliary,
     )
+    require_classes(problem.trace.head)
     _check_truth(case.truth, problem)
     case = replace(case, truth=_in_pixels(problem, case.truth))
     looked = look(problem, case.dump)

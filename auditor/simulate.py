@@ -21,7 +21,7 @@ from auditor.inputs.images import load_dataset_samples, load_images
 from auditor.inputs.tables import load_table
 from auditor.inputs.wording import listed, quoted, shaped
 from auditor.records import GradientDump, LoadedModel, Mode, Truth
-from auditor.trace import trace
+from auditor.trace import require_classes, trace
 
 
 def simulated_case(
@@ -116,7 +116,9 @@ def client_update(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -> 
 
 def _client(module: nn.Module, truth: Truth, mode: Mode) -> nn.Module:
     """A copy that can be trained. Raises UsageError for labels that the model does not have."""
-    classes = trace(module, tuple(truth.inputs.shape[1:])).head.classes
+    head = trace(module, tuple(truth.inputs.shape[1:])).head
+    require_classes(head)
+    classes = head.classes
     if int(truth.labels.min()) < 0 or int(truth.labels.max()) >= classes:
         raise UsageError(
             expected=f"labels from 0 to {classes - 1}, the classes of this model",

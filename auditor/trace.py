@@ -66,6 +66,16 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = F
     )
 
 
+def require_classes(head: Head) -> None:
+    """Raise InputError for a single logit: its loss is not the one that is differentiated here."""
+    if head.classes < _FEWEST:
+        raise InputError(
+            expected="a classifier with two logits or more, trained with softmax cross-entropy",
+            found="a single logit, as for binary cross-entropy or regression",
+            todo="gradaudit cannot audit this loss; it can audit two classes with two logits.",
+        )
+
+
 @contextmanager
 def _mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Evaluation mode for a while: batch statistics of a probe must not reach the buffers."""
@@ -95,12 +105,6 @@ def _forward(module: nn.Module, probe: Tensor) -> tuple[Tensor, Recording]:
             expected="a classifier with logits of shape (batch, classes)",
             found=f"an output of {what}",
             todo="Wrap the model so that it returns its logits alone.",
-        )
-    if output.shape[1] < _FEWEST:
-        raise InputError(
-            expected="a classifier with two logits or more, trained with softmax cross-entropy",
-            found="a single logit, as for binary cross-entropy or regression",
-            todo="gradaudit cannot audit this loss; it can audit two classes with two logits.",
         )
     return output, recording
 

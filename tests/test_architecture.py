@@ -49,6 +49,7 @@ ROOMS = (
     "verify",
     "diff",
     "verdict",
+    "row_words",
     "options",
     "summaries",
     "what_if",
@@ -86,7 +87,7 @@ TENSOR_FREE = (
         "verify",
         "diff",
     ),
-    *("verdict", "arguments", "configured", "finished"),
+    *("verdict", "row_words", "arguments", "configured", "finished"),
 )
 FILE_LINES = 400
 FUNCTION_LINES = 60
