@@ -28,11 +28,14 @@ import auditor
 from auditor import capture
 from auditor.api import case_of
 from auditor.attacks import ATTACKS
+from auditor.attacks.closed_form import pixel_bounds
+from auditor.attacks.second_order import polish
 from auditor.audit import run_audit
 from auditor.bounds.fisher import PRIOR
 from auditor.errors import InputError, UsageError
 from auditor.evidence import best_inputs
 from auditor.facts import Flags
+from auditor.inversion.constraints import Bounds
 from auditor.metrics import flat_of, psnr
 from auditor.options import make_options
 from auditor.problem import from_own_units, is_in_range, to_model_units, to_own_units, to_pixels
@@ -489,3 +492,29 @@ def test_the_claim_can_be_wrong_and_is_then_no_leak():
     options = make_options(attacks=["images.lm"], device="cpu", budget=5)
     result = run_audit(case, options)
     assert not [f for f in result.audit.findings if f.code in {"GA201", "GA203"}]
+
+
+def test_what_a_withheld_first_layer_hides_is_left_open():
+    """Fewer units than columns, and no gradient of theirs: no bounds and no neighbours help."""
+    net = perceptron(units=COLUMNS // 2, activation=nn.Sigmoid)
+    given = gradients(net, standardised(table(1)), labels_for(1))
+    kept = {name: part for name, part in given.items() if not name.startswith("0.")}
+    audit = auditor.scan(net, kept, batch_size=1, device="cpu", attacks=["images.layers"])
+    [report] = [a for a in audit.attacks if a.name == "images.layers"]
+    assert report.outcome == "failed"
+    assert report.links[-1].undetermined == COLUMNS // 2
+    assert "hides its input" in report.reason
+    assert audit.verdict.status == "inconclusive"
+
+
+def test_columns_have_no_bounds():
+    assert pixel_bounds(problem_of()) == Bounds()
+
+
+def test_a_claim_may_be_polished_beyond_any_range():
+    rows, labels = table(1, seed=3), labels_for(1)
+    result = audited(perceptron(activation=nn.Tanh), rows, labels, attacks=["labels"])
+    far = standardised(rows).double() * 1.01
+    assert float(far.abs().max()) > 1
+    found = polish(result.problem, far, labels, steps=20, expired=lambda: False)
+    assert torch.allclose(found, standardised(rows).double(), atol=1e-5)
