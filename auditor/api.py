@@ -192,7 +192,7 @@ def case_from_files(
             todo="Leave --kind out.",
         )
     if is_folder(model):
-        refuse_for_text(arch, trust, before, after, aux)
+        refuse_for_text(arch, trust, before, after, aux, flags.modality)
         assert grads is not None
         texts = None if truth is None else load_texts(truth)
         return text_case_of(load_folder(model), grads, flags, texts)

@@ -259,7 +259,7 @@ def simulated(
         from auditor.text.simulate import simulated_text_case
 
         pictures = (samples.data, samples.dataset, bool(samples.inputs), bool(samples.index))
-        refuse_for_text(arch, trust, *pictures)
+        refuse_for_text(arch, trust, *pictures, flags.modality, samples.label_column)
         language = load_folder(model)
         return simulated_text_case(
             language, samples.texts, samples.labels, flags, seed=seed, keep=keep

@@ -160,7 +160,7 @@ _ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh)
 _CLOSE = 1e-3  # of a column's deviation
 _TABLE_HEADER = (
     "| activation | batch | proved | all verified | all exact | rows exact | labels right | "
-    "wrong | median worst error, deviations | median seconds |\n|---|---|---|---|---|---|---|---|---|---|"
+    "wrong | median worst error, deviations | median seconds |\n" + 10 * "|---" + "|"
 )
 
 
@@ -280,9 +280,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--columns", type=int, help="rows of a table in place of pictures")
     parser.add_argument("--classes", type=int, default=2, help="of a table")
-    parser.add_argument(
-        "--budget", type=float, default=60.0, help="seconds of one audit"
-    )
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of one audit")
     parser.add_argument("--units", type=int)
     parser.add_argument("--sizes")
     parser.add_argument("--trials", type=int, default=10)
