@@ -48,9 +48,10 @@ def metadata_from(fields: Mapping[str, object]) -> Metadata:
     if shape and modality and (len(shape) == 1) != (modality == "features"):
         raise _wrong("modality", "'features' for (D,), 'images' for (C, H, W)", modality)
     channels = shape[0] if shape else len(mean or std or ())
+    each = "columns" if modality == "features" else "channels"
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:
-            raise _wrong(name, f"one number for each of {channels} channels or columns", values)
+            raise _wrong(name, f"one number for each of {channels} {each}", values)
     return Metadata(
         batch_size=_optional(fields, "batch_size", _count),
         input_shape=shape,
