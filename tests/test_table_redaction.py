@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from auditor import capture
+from auditor.errors import UsageError
 
 COLUMNS = 8
 # Six figures each: five of them in a row are no coincidence.
@@ -142,3 +143,24 @@ def test_the_folder_holds_the_row(tmp_path, home):
     assert b"haemoglobin_0,haemoglobin_1" in left["report/evidence/rows.csv"]
     kept = load_file(tmp_path / "report" / "evidence" / "evidence.safetensors")["inputs"]
     assert torch.allclose(kept.double(), ROW, rtol=1e-5)
+
+
+def test_a_column_without_a_deviation_is_named_by_its_place_and_no_other_is_told(tmp_path, home):
+    constant = STD.tolist()
+    constant[3] = 0.0
+    net = torch.load(home / "model.pt", weights_only=False)
+    with (
+        pytest.raises(UsageError) as captured,
+        capture(net, tmp_path / "g.safetensors", mean=MEAN, std=constant),
+    ):
+        pass
+    given = ",".join(map(repr, constant))
+    scan = ("scan", f"{home}/model.pt", f"{home}/grads.safetensors")
+    run = gradaudit(*scan, "--std", given, cwd=tmp_path)
+    short = gradaudit(*scan, "--std", ",".join(map(repr, STD.tolist()[:6])), cwd=tmp_path)
+    assert run.code == short.code == 2
+    for text in (str(captured.value), run.err, short.err):
+        assert shows_numbers({"text": text.encode()}, [STD.double(), MEAN.double()]) == []
+    for text in (str(captured.value), " ".join(run.err.split())):
+        assert f"places 3 of {COLUMNS}" in text
+        assert "say 1" in text

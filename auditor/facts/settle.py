@@ -23,6 +23,7 @@ from auditor.facts.local import (
     with_batches,
 )
 from auditor.facts.merge import Merge, text_of, usage
+from auditor.inputs.metadata import FEW, brief
 from auditor.records import GradientDump, Knowledge, Modality, Mode, Reduction
 
 _LARGEST_BATCH = 1 << 16
@@ -100,7 +101,9 @@ def _numbers_from(text: str, flag: str) -> tuple[float, ...]:
         return tuple(float(word) for word in words)
     except (OSError, ValueError) as error:
         wanted = "numbers such as 0.485,0.456,0.406, or a text file that holds them"
-        raise usage(wanted, repr(text), flag) from error
+        count = text.count(",") + 1
+        found = repr(text) if count <= FEW else f"something else among {count} parts"
+        raise usage(wanted, found, flag) from error
 
 
 def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
@@ -172,12 +175,12 @@ def _check_flags(flags: Flags) -> None:
         raise usage(
             "a label smoothing from 0 to below 1", flags.label_smoothing, "--label-smoothing"
         )
-    if flags.std is not None and not (
-        flags.std and all(math.isfinite(s) and s > 0 for s in flags.std)
-    ):
-        raise usage("positive standard deviations", text_of(flags.std), "--std")
-    if flags.mean is not None and not (flags.mean and all(math.isfinite(m) for m in flags.mean)):
-        raise usage("finite means", text_of(flags.mean), "--mean")
+    wrong = [not (math.isfinite(s) and s > 0) for s in flags.std or ()]
+    if flags.std is not None and (not flags.std or any(wrong)):
+        raise usage("positive standard deviations", _told(flags.std, wrong), "--std")
+    wrong = [not math.isfinite(m) for m in flags.mean or ()]
+    if flags.mean is not None and (not flags.mean or any(wrong)):
+        raise usage("finite means", _told(flags.mean, wrong), "--mean")
     check_shape(flags.input_shape, flags.modality)
 
 
@@ -200,6 +203,10 @@ def _normalisation(
         per_channel(mean, channels, default=0.0, flag="--mean"),
         per_channel(std, channels, default=1.0, flag="--std"),
     )
+
+
+def _told(values: tuple[float, ...], wrong: list[bool]) -> str:
+    return brief(values, wrong) or text_of(values)
 
 
 def _brief(values: Any) -> str:
