@@ -442,6 +442,19 @@ def test_rows_come_from_other_files_too(tmp_path, form):
     assert "verified" in run.err
 
 
+def test_a_row_is_read_off_an_update_of_several_steps(tmp_path):
+    torch.save(perceptron(), tmp_path / "model.pt")
+    write_csv(tmp_path / "rows.csv", standardised(table(1)).double(), labels_for(1))
+    run = gradaudit(
+        *("simulate", "model.pt", "--input", "rows.csv", "--label-column", "diagnosis"),
+        *("--lr", "0.05", "--local-steps", "3", "--evidence", "separate"),
+        cwd=tmp_path,
+    )
+    assert run.code == 0, run.err
+    found = load_file(tmp_path / "gradaudit-report/evidence/evidence.safetensors")["inputs"]
+    assert torch.allclose(found, standardised(table(1)), atol=1e-3)
+
+
 def test_the_truth_of_a_scan_may_be_rows(tmp_path):
     rows, labels = table(1), labels_for(1)
     write_case(tmp_path, rows, labels)
