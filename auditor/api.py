@@ -29,6 +29,7 @@ from auditor.records import (
     Kind,
     LanguageModel,
     LoadedModel,
+    Modality,
     Mode,
     Reduction,
     Truth,
@@ -46,7 +47,9 @@ def scan(
     gradients: Gradients | str | os.PathLike[str],
     *,
     arch: str | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    modality: Modality | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    columns: Sequence[str] = (),
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     batch_size: int | None = None,
@@ -75,13 +78,15 @@ def scan(
 
     `gradients` by name, or in the order of `model.named_parameters()`. With `kind` "update" they
     are weights after training minus weights before, and what follows `kind` describes the training.
+    `modality` "features": the model takes rows of a table, `input_shape` (D,); `columns` are names.
     A language model is a model of `transformers` with its `tokenizer`, or the folder of one; its
     truth is the texts. `what_if`: attack the step of a model of pictures under the usual defences.
     The model is copied, never changed. The answer holds nothing that was recovered. Raises
     UsageError and InputError.
     """
     local = LocalFlags(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
-    flags = Flags(input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
+    said = (input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
+    flags = Flags(*said, modality=modality, columns=tuple(columns))
     language = _language(model, tokenizer)
     options = make_options(
         preset=preset, attacks=attacks, seed=seed, budget=budget, device=device, what_if=what_if,
@@ -89,7 +94,7 @@ def scan(
     )  # fmt: skip
     known = truth if isinstance(truth, Truth) else None
     if language is not None:
-        refuse_for_text(arch, auxiliary, known, what_if)
+        refuse_for_text(arch, auxiliary, known, what_if, modality)
         case = text_case_of(language, gradients, flags, _texts(truth))
         return run_text_audit(case, options, fail_on=fail_on).audit
     if known is None:
@@ -187,7 +192,7 @@ def case_from_files(
             todo="Leave --kind out.",
         )
     if is_folder(model):
-        refuse_for_text(arch, trust, before, after, aux)
+        refuse_for_text(arch, trust, before, after, aux, flags.modality)
         assert grads is not None
         texts = None if truth is None else load_texts(truth)
         return text_case_of(load_folder(model), grads, flags, texts)
@@ -209,6 +214,12 @@ def _case(
 ) -> Case:
     known = settle(dump, loaded.module, flags)
     if isinstance(auxiliary, str | os.PathLike):
+        if known.modality == "features":
+            raise UsageError(
+                expected="auxiliary pictures for a model that takes pictures",
+                found="one that takes rows of a table",
+                todo="Leave --aux out.",
+            )
         channels, height, width = known.input_shape
         auxiliary = load_auxiliary(Path(auxiliary), input_shape=(channels, height, width))
     return Case(loaded, dump, known, truth, auxiliary)

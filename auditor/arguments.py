@@ -27,14 +27,29 @@ Trust = Annotated[
     bool,
     typer.Option("--trust-model", help="Load TorchScript and .pt2 files, which can execute code."),
 ]
-Shape = Annotated[str | None, typer.Option(metavar="CxHxW", help="Such as 3x32x32.")]
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="CxHxW|D", help="Such as 3x32x32, or 30 for a table of 30 columns."),
+]
+ModalityFlag = Annotated[
+    str | None,
+    typer.Option(
+        metavar="images|features", help="What the model takes: pictures, or rows of a table."
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The column of a CSV that holds the classes."),
+]
 Mean = Annotated[
     str | None,
     typer.Option(
-        metavar="M,...", help="What is subtracted from pixels 0..1, one number or one a channel."
+        metavar="M,...|FILE",
+        help="What is subtracted from pixels 0..1 or from columns, one number or one for each "
+        "channel or column.",
     ),
 ]
-Std = Annotated[str | None, typer.Option(metavar="S,...", help="What they are divided by.")]
+Std = Annotated[str | None, typer.Option(metavar="S,...|FILE", help="What they are divided by.")]
 Mode = Annotated[
     str | None, typer.Option(metavar="eval|train", help="How batch norm ran on the client.")
 ]
@@ -135,11 +150,15 @@ AuxiliaryData = Annotated[
 ]
 Pictures = Annotated[
     list[Path] | None,
-    typer.Option("--input", metavar="FILE", help="A picture; several make a batch."),
+    typer.Option(
+        "--input",
+        metavar="FILE",
+        help="A picture; several make a batch. Or a CSV, .npz or .pt with rows of a table.",
+    ),
 ]
 Labels = Annotated[
     list[int] | None,
-    typer.Option("--label", metavar="K", help="Its class, once for each --input or --text."),
+    typer.Option("--label", metavar="K", help="Its class, once for each --input, --text or row."),
 ]
 Texts = Annotated[
     list[str] | None,
@@ -153,7 +172,7 @@ DatasetName = Annotated[
 ]
 Indices = Annotated[
     list[int] | None,
-    typer.Option(metavar="I", help="Which sample of it; several make a batch."),
+    typer.Option(metavar="I", help="Which sample of it, or row; several make a batch."),
 ]
 SaveDump = Annotated[
     Path | None,

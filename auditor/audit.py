@@ -14,14 +14,13 @@ from auditor.attacks import Attack, Milestone, Watch
 from auditor.attacks.failures import told_of
 from auditor.checks import caveats_of, contradiction, scale_caveats
 from auditor.defences.seen import look
-from auditor.errors import UsageError
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
 from auditor.findings import Weight, findings_of, worst_first
-from auditor.measuring import measurable
+from auditor.measuring import in_units, measurable, require_fitting
 from auditor.options import Options
 from auditor.planted.examination import model_findings
-from auditor.problem import make_problem
+from auditor.problem import is_table, make_problem
 from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import (
     Assumption,
@@ -43,7 +42,9 @@ from auditor.records import (
     Trust,
     Truth,
 )
+from auditor.row_words import said_of_rows
 from auditor.summaries import dump_summary, model_summary, provenance_of
+from auditor.trace import require_classes
 from auditor.unfinished import Claim, Unfinished
 from auditor.unfinished.form import is_well_formed
 from auditor.verdict import Shown, conclude
@@ -95,14 +96,16 @@ def run_audit(
         device=options.device,
         auxiliary=case.auxiliary,
     )
-    _check_truth(case.truth, problem)
+    require_classes(problem.trace.head)
+    require_fitting(case.truth, problem)
+    case = replace(case, truth=in_units(problem, case.truth))
     looked = look(problem, case.dump)
     problem = replace(problem, channel=looked.channel)
     deadline = None if options.budget is None else begun + options.budget
     watch = Watch(deadline=deadline, progress=progress)
     attacking, weighing = shares(watch, options)
     problem, answers = _run_attacks(problem, options, attacking, unfinished)
-    _check_truth(case.truth, problem)  # again: the batch size may be known only now
+    require_fitting(case.truth, problem)  # again: the batch size may be known only now
     evidence = tuple(answer for answer in answers.values() if isinstance(answer, Evidence))
     truth, doubts = measurable(problem, case.truth, evidence, looked)
     case = replace(case, truth=truth)
@@ -128,6 +131,7 @@ def run_audit(
         trust=_trust(problem, case, evidence, options, weighed, watch, fail_on, unfinished),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
+    audit = said_of_rows(audit) if is_table(problem) else audit
     return Result(audit, problem, evidence)
 
 
@@ -165,21 +169,6 @@ def _each_sample_once(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """Several attacks may read the same single inputs: the worst finding of them stands for all."""
     single = [finding for finding in findings if finding.code == "GA204"]
     return tuple(finding for finding in findings if finding not in single[1:])
-
-
-def _check_truth(truth: Truth | None, problem: Problem) -> None:
-    if truth is None:
-        return
-    known, classes = problem.knowledge, problem.trace.head.classes
-    count, shape = len(truth.labels), tuple(truth.inputs.shape[1:])
-    size, low, high = known.batch_size or count, *(int(end) for end in truth.labels.aminmax())
-    if shape != known.input_shape or size != count or low < 0 or high >= classes:
-        wanted, found = ("x".join(map(str, sides)) for sides in (known.input_shape, shape))
-        raise UsageError(
-            expected=f"a truth of {size} samples of shape {wanted}, labels from 0 to {classes - 1}",
-            found=f"{count} samples of shape {found}, labels from {low} to {high}",
-            todo="Give the truth that belongs to this dump, or mend --batch-size.",
-        )
 
 
 # --------------------------------------------------------------------------- running

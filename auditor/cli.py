@@ -74,6 +74,7 @@ def scan(
     grads: arg.GradsFile = None,
     arch: arg.Arch = None,
     trust_model: arg.Trust = False,
+    modality: arg.ModalityFlag = None,
     input_shape: arg.Shape = None,
     mean: arg.Mean = None,
     std: arg.Std = None,
@@ -109,7 +110,8 @@ def scan(
     told: Any = {"text": text, "elsewhere": own.flags, "what_if": what_if}
     options = choices(preset, attacks, seed, budget, device, outputs.evidence, **told)
     local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
-    flags = facts_from(input_shape, mean, std, batch_size, mode, reduction, label_smoothing, local)
+    said = (input_shape, mean, std, batch_size, mode, reduction, label_smoothing)
+    flags = facts_from(*said, local, modality)
     from auditor.api import case_from_files
 
     case = case_from_files(
@@ -125,12 +127,14 @@ def simulate(
     model: arg.ModelFile,
     input_: arg.Pictures = None,
     label: arg.Labels = None,
+    label_column: arg.LabelColumn = None,
     data: arg.DataFolder = None,
     dataset: arg.DatasetName = None,
     index: arg.Indices = None,
     text: arg.Texts = None,
     arch: arg.Arch = None,
     trust_model: arg.Trust = False,
+    modality: arg.ModalityFlag = None,
     input_shape: arg.Shape = None,
     mean: arg.Mean = None,
     std: arg.Std = None,
@@ -162,8 +166,10 @@ def simulate(
     options = choices(preset, attacks, seed, budget, device, outputs.evidence, **chosen)
     kind = None if lr is None and local_steps is None else "update"
     local = local_from(kind, lr, local_steps, local_batch, local_epochs, momentum, weight_decay)
-    flags = facts_from(input_shape, mean, std, None, mode, reduction, label_smoothing, local)
-    samples = Samples(input_ or [], label or [], data, dataset, index or [], text or [])
+    said = (input_shape, mean, std, None, mode, reduction, label_smoothing)
+    flags = facts_from(*said, local, modality)
+    named = (data, dataset, index or [], text or [], label_column)
+    samples = Samples(input_ or [], label or [], *named)
     ways: Any = {"arch": arch, "trust": trust_model, "keep": save_dump}
     case = simulated(model, flags, samples, **ways, seed=seed, quiet=outputs.quiet)
     audit_and_write(case, options, outputs, rules)

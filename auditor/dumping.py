@@ -43,10 +43,11 @@ def capture(
     """Write the gradients that the block leaves in `model` to `path`, as safetensors.
 
     They are written as they are: with a GradScaler, call `scaler.unscale_` inside the block.
-    Batch size and input shape (C, H, W) come from the first call of the model unless given; the
-    batch size only if that stays the only call. `mean` and `std` are those of the normalisation,
-    per channel. Nothing is written when the block raises. Raises UsageError when old gradients
-    are there already, when the block leaves none, or when a setting makes no sense.
+    Batch size and input shape, (C, H, W) or (D,) of rows of a table, come from the first call of
+    the model unless given; the batch size only if that stays the only call. `mean` and `std` are
+    those of the normalisation, per channel or column. Nothing is written when the block raises.
+    Raises UsageError when old gradients are there already, when the block leaves none, or when a
+    setting makes no sense.
     """
     settings = {
         "loss": loss,
@@ -129,6 +130,7 @@ class _Seen:
 
     calls: int = 0
     shape: tuple[int, ...] | None = None
+    is_row: bool = False
     mode: Mode | None = None
 
     def look(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -137,13 +139,17 @@ class _Seen:
             return
         self.mode = _mode(module)
         inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        self.shape = next((tuple(value.shape) for value in inputs), None)
+        first = next(inputs, None)
+        if first is not None:  # numbers of tokens are no columns
+            self.shape = tuple(first.shape)
+            self.is_row = first.dim() == 2 and first.is_floating_point()
 
     def facts(self) -> dict[str, object]:
         if not self.shape:
             return {}
         size = {"batch_size": self.shape[0]} if self.calls == 1 else {}
-        return size | ({"input_shape": list(self.shape[1:])} if len(self.shape) == 4 else {})
+        fits = self.is_row or len(self.shape) == 4
+        return size | ({"input_shape": list(self.shape[1:])} if fits else {})
 
 
 def _floats(values: Sequence[float] | None) -> list[float] | None:
@@ -165,6 +171,9 @@ def _mode(model: nn.Module) -> Mode:
 
 def _checked(fields: Mapping[str, object]) -> Metadata:
     versions = {"torch": str(torch.__version__), "gradaudit": __version__}
+    shape = fields.get("input_shape")
+    if isinstance(shape, list):
+        fields = {"modality": "features" if len(shape) == 1 else "images", **fields}
     try:
         return metadata_from({**fields, "versions": versions})
     except InputError as error:

@@ -28,6 +28,7 @@ from auditor.problem import (
     residuals_of,
     scale_of,
     to_model_units,
+    to_own_units,
     to_pixels,
     tolerance_of,
 )
@@ -39,7 +40,8 @@ from auditor.samples.deflation import stand_alone
 AGREE = 30.0
 # Up to here a residual is small enough to be called consistent.
 CONSISTENT = 1e-2
-# An error below that of rounding pixels to 8 bits, in dB: a claim of the picture itself.
+# An error below that of rounding pixels to 8 bits, in dB: a claim of the picture itself. Of a row
+# of a table it is 1/250 of a column's deviation.
 EXACT = 59.0
 # Every tensor re-derived to four digits at least, from a dump that carries six or more. In trials
 # readings that were right left 1e-6 to 5e-5, those that were wrong 1e-2 and more.
@@ -213,10 +215,17 @@ def is_proved(problem: Problem, evidence: Evidence) -> bool:
 
 
 def best_pixels(problem: Problem, evidence: Evidence) -> Tensor:
-    """The claim's pictures (N, C, H, W), pixels 0..1, on the CPU."""
+    """The claim's pictures (N, C, H, W), pixels 0..1, on the CPU; rows (N, D) as `to_pixels`."""
     assert evidence.best is not None
     assert evidence.recovery.inputs is not None
     return to_pixels(problem, evidence.recovery.inputs[evidence.best]).float().cpu()
+
+
+def best_inputs(problem: Problem, evidence: Evidence) -> Tensor:
+    """The claim as the client has it, float32, CPU: pixels, or columns in their own units."""
+    assert evidence.best is not None
+    assert evidence.recovery.inputs is not None
+    return to_own_units(problem, evidence.recovery.inputs[evidence.best]).float().cpu()
 
 
 def _one_by_one(

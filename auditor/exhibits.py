@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from auditor.evidence import best_pixels, is_equal, is_proved, is_verified
+from auditor.evidence import best_inputs, best_pixels, is_equal, is_proved, is_verified
 from auditor.metrics import match_batch
-from auditor.problem import to_pixels
+from auditor.problem import is_table, to_model_units, to_own_units, to_pixels
 from auditor.records import Certainty, Evidence, Exhibit, Problem, Truth
 
 
@@ -38,11 +38,13 @@ def png_of(picture: Tensor) -> bytes:
 def exhibits_of(
     problem: Problem, evidence: Evidence, truth: Truth | None, error_bars: Tensor | None = None
 ) -> tuple[Exhibit, ...]:
-    """One film strip a sample, from the start of the best restart to its end.
+    """One film strip a sample, from the start of the best restart to its end; of a row its values.
 
     `error_bars` (N, 3, H, W), colours 0..1: the map of bounds/heat.py for the claim's samples.
     Of samples that were read one by one, a strip of one picture each, of those that were shown.
     """
+    if is_table(problem):
+        return _row_exhibits(problem, evidence, truth)
     if evidence.best is None:
         return _single_exhibits(problem, evidence, truth)
     course = evidence.recovery.courses[evidence.best]
@@ -65,6 +67,52 @@ def exhibits_of(
     )
 
 
+def column_names(problem: Problem) -> tuple[str, ...]:
+    """(D,) as they were said, or by their numbers."""
+    known = problem.knowledge
+    return known.columns or tuple(f"column {number}" for number in range(known.input_shape[0]))
+
+
+def _row_exhibits(problem: Problem, evidence: Evidence, truth: Truth | None) -> tuple[Exhibit, ...]:
+    """One list of values a row that was recovered."""
+    if evidence.best is None:
+        rows = shown_inputs(problem, evidence)
+        told = [(word, "not read") for word in evidence.samples if word is not None]
+    else:
+        rows = best_inputs(problem, evidence)
+        labels = evidence.recovery.input_labels
+        assert labels is not None
+        word = certainty_of(problem, evidence)
+        told = [(word, f"class {int(label)}") for label in labels[evidence.best]]
+    true = _rows_beside(problem, evidence, truth)
+    return tuple(
+        Exhibit(
+            sample=index,
+            label=label,
+            certainty=word,
+            strip=(),
+            strip_steps=(),
+            truth=None,
+            columns=column_names(problem),
+            values=tuple(rows[index].tolist()),
+            true_values=() if true is None else tuple(true[index].float().tolist()),
+        )
+        for index, (word, label) in enumerate(told)
+    )
+
+
+def _rows_beside(problem: Problem, evidence: Evidence, truth: Truth | None) -> Tensor | None:
+    """The client's rows, each beside the one that it goes with, in their own units."""
+    if truth is None:
+        return None
+    if evidence.best is not None:
+        match = match_batch(best_pixels(problem, evidence), truth.inputs)
+    else:
+        shown = shown_samples(problem, evidence).double()
+        match = torch.cdist(shown, truth.inputs.double()).argmin(1)
+    return to_own_units(problem, to_model_units(problem, truth.inputs[match]))
+
+
 def _single_exhibits(
     problem: Problem, evidence: Evidence, truth: Truth | None
 ) -> tuple[Exhibit, ...]:
@@ -79,11 +127,19 @@ def _single_exhibits(
 
 def shown_samples(problem: Problem, evidence: Evidence) -> Tensor:
     """Samples that were read one by one and stood the check, pixels 0..1 (M, C, H, W), CPU."""
+    return to_pixels(problem, _shown(problem, evidence)).float().cpu()
+
+
+def shown_inputs(problem: Problem, evidence: Evidence) -> Tensor:
+    """The same as the client has them: pixels, or rows (M, D) in their own units."""
+    return to_own_units(problem, _shown(problem, evidence)).float().cpu()
+
+
+def _shown(problem: Problem, evidence: Evidence) -> Tensor:
     samples = evidence.recovery.samples
     if samples is None:
         return torch.zeros(0, *problem.knowledge.input_shape)
-    shown = [place for place, word in enumerate(evidence.samples) if word is not None]
-    return to_pixels(problem, samples[shown]).float().cpu()
+    return samples[[place for place, word in enumerate(evidence.samples) if word is not None]]
 
 
 def _nearest(picture: Tensor, true: Tensor) -> str:

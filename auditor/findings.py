@@ -23,7 +23,8 @@ from auditor.evidence import (
     is_proved,
     is_verified,
 )
-from auditor.metrics import label_accuracy, match_batch, mse, psnr, ssim
+from auditor.metrics import flat_of, label_accuracy, match_batch, mse, psnr, ssim
+from auditor.problem import is_table
 from auditor.records import (
     Certainty,
     Evidence,
@@ -42,9 +43,9 @@ from auditor.trials.fidelity import Fidelity, ceiling_of
 _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
 _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
 _PROVED = (
-    "The picture was computed, not searched for: the equations of every layer that was read "
+    "The {what} was computed, not searched for: the equations of every layer that was read "
     "determine its input, a second reading with other rounding errors and another start ends "
-    "within the rounding of a pixel, and its gradient equals the dump."
+    "within {near}, and its gradient equals the dump."
 )
 # What a claim is taken to be worth when nothing but its residual speaks for it.
 _UNCONFIRMED = {"equal": 30.0, "close": 20.0}
@@ -175,9 +176,9 @@ class _Measured:
 
     def __init__(self, pixels: Tensor, truth: Truth) -> None:
         true = truth.inputs[match_batch(pixels, truth.inputs)].double()
-        self.mse, self.psnr, self.ssim = mse(pixels, true), psnr(pixels, true), ssim(pixels, true)
-        flat = true.mean((2, 3), keepdim=True).expand_as(true)
-        real = self.psnr > psnr(flat, true) + _ABOVE_FLAT  # (N,)
+        self.mse, self.psnr = mse(pixels, true), psnr(pixels, true)
+        self.ssim = ssim(pixels, true) if pixels.dim() == 4 else None
+        real = self.psnr > psnr(flat_of(true), true) + _ABOVE_FLAT  # (N,)
         self.psnr = self.psnr.clamp_max(200.0)  # identical pictures: infinity is no JSON number
         self.counted = torch.where(real, self.psnr, 0.0)
 
@@ -189,9 +190,15 @@ class _Measured:
         return _severity_of(self.counted, certainty)
 
     def measures(self) -> list[Measure]:
-        return [
+        found = [
             Measure("PSNR, median (measured)", float(self.psnr.median()), "dB"),
             Measure("PSNR, worst-protected sample (measured)", float(self.psnr.max()), "dB"),
+        ]
+        if self.ssim is None:  # of a row, in deviations of a column
+            error = (self.mse.median() * 12).sqrt()
+            return [*found, Measure("error, median (measured)", float(error), "deviations")]
+        return [
+            *found,
             Measure("SSIM, median (measured)", float(self.ssim.median()), ""),
             Measure("MSE, median (measured)", float(self.mse.median()), ""),
         ]
@@ -236,7 +243,9 @@ def _claimed_finding(
     if measured is not None and measured.severity(certainty).score < severity.score:
         severity = measured.severity(certainty)
     size = problem.knowledge.batch_size or 1
-    text = _PROVED if certainty == "proved" else _claim_text(problem, evidence, verified, size)
+    text = _claim_text(problem, evidence, verified, size)
+    if certainty == "proved":
+        text = _proved(problem)
     if severity.score == 0:
         return None
     premises = ["model, loss and batch size are as listed under assumptions"]
@@ -252,6 +261,12 @@ def _claimed_finding(
         _claim_measures(evidence, weight),
         premises,
     )
+
+
+def _proved(problem: Problem) -> str:
+    if is_table(problem):
+        return _PROVED.format(what="row", near="1/250 of a column's deviation")
+    return _PROVED.format(what="picture", near="the rounding of a pixel")
 
 
 def _certainty(problem: Problem, evidence: Evidence, weight: Weight, decibels: float) -> Certainty:

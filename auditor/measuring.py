@@ -9,6 +9,7 @@ been defended in a way that nobody recognised.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -16,8 +17,9 @@ from auditor.attacks.failures import told_of
 from auditor.bounds.fit import fit_of, sigma_blur
 from auditor.bounds.noise import kept_of, noise_of
 from auditor.defences.seen import Looked
+from auditor.errors import UsageError
 from auditor.evidence import is_equal
-from auditor.problem import gradient_of, is_one_gradient, to_model_units
+from auditor.problem import from_own_units, gradient_of, is_one_gradient, to_model_units
 from auditor.records import Caveat, Evidence, Problem, Truth
 
 # Relative distance between two gradients. Pictures rounded to 8 bits, the client's own otherwise,
@@ -25,6 +27,29 @@ from auditor.records import Caveat, Evidence, Problem, Truth
 # other classes 0.5 and more.
 _NEAR, _FAR = 0.05, 0.5
 _DEVIATIONS = 5.0
+
+
+def in_units(problem: Problem, truth: Truth | None) -> Truth | None:
+    """The truth in the units that everything is measured in."""
+    if truth is None:
+        return None
+    return replace(truth, inputs=from_own_units(problem, truth.inputs))
+
+
+def require_fitting(truth: Truth | None, problem: Problem) -> None:
+    """Raises UsageError when shape, number or labels cannot be those of the client's samples."""
+    if truth is None:
+        return
+    known, classes = problem.knowledge, problem.trace.head.classes
+    count, shape = len(truth.labels), tuple(truth.inputs.shape[1:])
+    size, low, high = known.batch_size or count, *(int(end) for end in truth.labels.aminmax())
+    if shape != known.input_shape or size != count or low < 0 or high >= classes:
+        wanted, found = ("x".join(map(str, sides)) for sides in (known.input_shape, shape))
+        raise UsageError(
+            expected=f"a truth of {size} samples of shape {wanted}, labels from 0 to {classes - 1}",
+            found=f"{count} samples of shape {found}, labels from {low} to {high}",
+            todo="Give the truth that belongs to this dump, or mend --batch-size.",
+        )
 
 
 def measurable(

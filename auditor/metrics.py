@@ -1,6 +1,7 @@
 """How close rebuilt inputs and labels are to the true ones.
 
-All images are (N, C, H, W) in pixel units 0..1, so the data range is 1. Everything is computed
+All images are (N, C, H, W) in pixel units 0..1, so the data range is 1; rows of a table are (N, D)
+in units of which a column has the mean 1/2 and the variance of a pixel. Everything is computed
 on the CPU in float64, whatever comes in: these are the numbers that a report prints.
 """
 
@@ -31,13 +32,31 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return -10 * mse(a, b).log10()
 
 
+def flat_of(images: Tensor) -> Tensor:
+    """What says least: each image's best single colour; of rows (N, D) what is usual.
+
+    That is the mean of every column, as it is known before or as it is in this batch, whichever is
+    nearer.
+    """
+    if images.dim() == 4:
+        return images.mean((2, 3), keepdim=True).expand_as(images)
+    known = torch.full_like(images, 0.5)
+    if len(images) == 1:
+        return known
+    here = images.mean(0).expand_as(images)
+    nearer = (here - images).square().sum(1) < (known - images).square().sum(1)
+    return torch.where(nearer[:, None], here, known)
+
+
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair, -1..1: (N,), averaged over places and channels.
 
     Gaussian window of 11x11 and sigma 1.5, population covariance, places where the window fits.
-    Images smaller than 11 get the largest odd window that fits.
+    Images smaller than 11 get the largest odd window that fits. Raises ValueError for rows.
     """
     x, y = _pair(a, b)
+    if x.dim() != 4:
+        raise ValueError("a row of a table has no structural similarity")
     window = _window(min(_WINDOW, *x.shape[2:]))
     mean_x, mean_y = _local_mean(x, window), _local_mean(y, window)
     var_x = _local_mean(x * x, window) - mean_x.square()
@@ -80,8 +99,10 @@ def label_accuracy(recovered: Tensor, truth: Tensor) -> float:
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.shape != b.shape or a.dim() != 4 or a.numel() == 0:
-        raise ValueError(f"expected two (N, C, H, W) alike: {tuple(a.shape)}, {tuple(b.shape)}")
+    if a.shape != b.shape or a.dim() not in {2, 4} or a.numel() == 0:
+        raise ValueError(
+            f"expected two (N, C, H, W) or (N, D) alike: {tuple(a.shape)}, {tuple(b.shape)}"
+        )
     return a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
 
 

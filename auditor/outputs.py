@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import tempfile
@@ -12,8 +14,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from auditor.audit import Result, most_telling
-from auditor.evidence import best_pixels
-from auditor.exhibits import certainty_of, png_of, shown_samples
+from auditor.evidence import best_inputs
+from auditor.exhibits import certainty_of, column_names, png_of, shown_inputs
+from auditor.problem import is_table
 from auditor.records import Evidence, Problem
 from auditor.report.audit_json import to_json
 from auditor.report.directory import OURS, check_target
@@ -22,6 +25,8 @@ from auditor.report.html import to_html
 from auditor.report.words import printable
 from auditor.text.audit import TextResult
 from auditor.text.exhibits import text_evidence
+
+_FORMULAS = "=+-@"  # a name that begins so is run by a spreadsheet
 
 
 def write_audit(result: Result | TextResult, out: Path, *, overwrite: bool = False) -> None:
@@ -81,21 +86,42 @@ def _replace(out: Path, fresh: Path) -> None:
 
 
 def _write_evidence(result: Result, folder: Path) -> None:
-    """Recovered labels and pictures, readable by their owner only. Nothing, if nothing leaked."""
+    """Recovered labels and inputs, readable by their owner only. Nothing, if nothing leaked."""
     labels = _labels(result)
     pictures = _leaked_pictures(result)
     if labels is None and pictures is None:
         return
     folder.mkdir(mode=0o700)
     tensors: dict[str, Tensor] = {}
-    told = {"units": "pixels 0..1"}
+    table = is_table(result.problem)
+    told = {"units": "of each column" if table else "pixels 0..1"}
     if labels is not None:
         tensors["labels"] = labels
     if pictures is not None:
         tensors["inputs"], told["certainty"] = _inputs(result.problem, pictures)
-        for index, picture in enumerate(tensors["inputs"]):
-            _private(folder / f"sample-{index:03d}.png", png_of(picture))
+        if table:
+            named = None if pictures.best is None else labels
+            lines = csv_of(column_names(result.problem), tensors["inputs"], named)
+            _private(folder / "rows.csv", lines.encode())
+        else:
+            for index, picture in enumerate(tensors["inputs"]):
+                _private(folder / f"sample-{index:03d}.png", png_of(picture))
     _private(folder / "evidence.safetensors", save(tensors, metadata=told))
+
+
+def csv_of(columns: tuple[str, ...], rows: Tensor, labels: Tensor | None) -> str:
+    """Rows (M, D) with a header, and the label (M,) as last column where each row has one.
+
+    A name that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    names = [f"'{name}" if name[:1] in _FORMULAS else name for name in map(printable, columns)]
+    writer.writerow([*names, *(["label"] if labels is not None else [])])
+    for index, row in enumerate(rows.tolist()):
+        own = [int(labels[index])] if labels is not None else []
+        writer.writerow([*(f"{value:.7g}" for value in row), *own])
+    return stream.getvalue()
 
 
 def _write_text(result: TextResult, folder: Path) -> None:
@@ -111,11 +137,11 @@ def _write_text(result: TextResult, folder: Path) -> None:
 
 
 def _inputs(problem: Problem, evidence: Evidence) -> tuple[Tensor, str]:
-    """Pictures (M, C, H, W), pixels 0..1, and how certain they are."""
+    """Pictures (M, C, H, W), pixels 0..1, or rows (M, D), and how certain they are."""
     if evidence.best is not None:
-        return best_pixels(problem, evidence), certainty_of(problem, evidence)
+        return best_inputs(problem, evidence), certainty_of(problem, evidence)
     words = [word for word in evidence.samples if word is not None]
-    return shown_samples(problem, evidence), ", ".join(words)
+    return shown_inputs(problem, evidence), ", ".join(words)
 
 
 def _private(path: Path, content: bytes) -> None:

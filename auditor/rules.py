@@ -174,7 +174,7 @@ RULES: tuple[Rule, ...] = (
         "GA305",
         "The batch size is unknown",
         "Neither the dump nor the command line says how many samples made the gradient.",
-        "Without it, images cannot be rebuilt and label counts have no upper bound.",
+        "Without it, inputs cannot be rebuilt and label counts have no upper bound.",
         "Say it with --batch-size, or write the dump with auditor.capture.",
     ),
     Rule(

@@ -44,6 +44,7 @@ class Samples:
     dataset: str | None
     index: list[int]
     texts: list[str]
+    label_column: str | None = None
 
 
 def audit_and_write(
@@ -296,13 +297,13 @@ def simulated(
         from auditor.text.simulate import simulated_text_case
 
         pictures = (samples.data, samples.dataset, bool(samples.inputs), bool(samples.index))
-        refuse_for_text(arch, trust, *pictures)
+        refuse_for_text(arch, trust, *pictures, flags.modality, samples.label_column)
         language = load_folder(model)
         return simulated_text_case(
             language, samples.texts, samples.labels, flags, seed=seed, keep=keep
         )
     from auditor.inputs.models import load_model
-    from auditor.simulate import read_samples, simulated_case
+    from auditor.simulate import client_samples, simulated_case
 
     if samples.texts:
         raise UsageError(
@@ -311,7 +312,7 @@ def simulated(
             todo="Give pictures with --input, or the folder that save_pretrained wrote.",
         )
     loaded = load_model(model, arch=arch, trust_model=trust)
-    truth, notes = read_samples(
+    truth, flags, notes = client_samples(
         loaded.module,
         flags,
         samples.inputs,
@@ -319,6 +320,7 @@ def simulated(
         samples.data,
         samples.dataset,
         samples.index,
+        samples.label_column,
     )
     for note in notes:
         say(note, quiet)
@@ -334,6 +336,7 @@ def facts_from(
     reduction: str | None,
     smoothing: float | None,
     local: LocalFlags | None = None,
+    modality: str | None = None,
 ) -> Flags:
     """The facts on the command line, checked. Raises UsageError."""
     from auditor.facts import LocalFlags, flags_from_text
@@ -347,6 +350,7 @@ def facts_from(
         reduction=reduction,
         label_smoothing=smoothing,
         local=local or LocalFlags(),
+        modality=modality,
     )
 
 

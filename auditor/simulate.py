@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ from auditor.errors import UsageError
 from auditor.facts import Flags, deduce_input_shape, per_channel, settle
 from auditor.inputs.gradients import load_gradients
 from auditor.inputs.images import load_dataset_samples, load_images
+from auditor.inputs.tables import load_table
+from auditor.inputs.wording import listed, quoted, shaped
 from auditor.records import GradientDump, LoadedModel, Mode, Truth
-from auditor.trace import trace
+from auditor.trace import require_classes, trace
 
 
 def simulated_case(
@@ -113,7 +116,9 @@ def client_update(module: nn.Module, truth: Truth, flags: Flags, mode: Mode) -> 
 
 def _client(module: nn.Module, truth: Truth, mode: Mode) -> nn.Module:
     """A copy that can be trained. Raises UsageError for labels that the model does not have."""
-    classes = trace(module, tuple(truth.inputs.shape[1:])).head.classes
+    head = trace(module, tuple(truth.inputs.shape[1:])).head
+    require_classes(head)
+    classes = head.classes
     if int(truth.labels.min()) < 0 or int(truth.labels.max()) >= classes:
         raise UsageError(
             expected=f"labels from 0 to {classes - 1}, the classes of this model",
@@ -135,9 +140,9 @@ def _loss(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
 
 def _logits(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
     first = next(client.parameters())
-    channels = truth.inputs.shape[1]
+    channels, rest = truth.inputs.shape[1], [1] * (truth.inputs.dim() - 2)
     mean, std = (
-        torch.tensor(per_channel(values, channels, default=default, flag=flag)).view(-1, 1, 1)
+        torch.tensor(per_channel(values, channels, default=default, flag=flag)).view(-1, *rest)
         for values, default, flag in ((flags.mean, 0.0, "--mean"), (flags.std, 1.0, "--std"))
     )
     try:
@@ -151,6 +156,41 @@ def _logits(client: nn.Module, truth: Truth, flags: Flags) -> Tensor:
     return logits
 
 
+def client_samples(
+    module: nn.Module,
+    flags: Flags,
+    inputs: Sequence[Path],
+    labels: Sequence[int],
+    data: Path | None,
+    dataset: str | None,
+    indices: Sequence[int],
+    label_column: str | None,
+) -> tuple[Truth, Flags, tuple[str, ...]]:
+    """The client's pictures or rows, whichever the model takes, what is known then, and notes.
+
+    Raises UsageError and InputError as `read_samples` and `read_rows` do.
+    """
+    shape = input_shape_of(module, flags)
+    if len(shape) == 1:
+        if data is not None or dataset is not None:
+            raise UsageError(
+                expected="--input FILE, for a model that takes rows of a table",
+                found="a data set of pictures",
+                todo="Give a CSV with a header, an .npz or a .pt file with --input.",
+            )
+        truth, columns = read_rows(shape[0], inputs, labels, indices, label_column)
+        return truth, replace(flags, input_shape=shape, columns=columns), ()
+    if label_column is not None:
+        raise UsageError(
+            expected="--label-column for a model that takes rows of a table",
+            found=f"one that takes pictures of shape {shaped(shape)}",
+            todo="Leave it out, or say --modality features.",
+        )
+    said = replace(flags, input_shape=shape)
+    read, notes = read_samples(module, said, inputs, labels, data, dataset, indices)
+    return read, flags, notes
+
+
 def read_samples(
     module: nn.Module,
     flags: Flags,
@@ -160,11 +200,12 @@ def read_samples(
     dataset: str | None,
     indices: Sequence[int],
 ) -> tuple[Truth, tuple[str, ...]]:
-    """The client's samples, from picture files or from a data set on disk, and notes about them.
+    """The client's pictures, from files or from a data set on disk, and notes about them.
 
     Raises UsageError when it is not one of the two, or labels and inputs do not pair up.
     """
-    shape = shape_for(module, flags)
+    channels, height, width = input_shape_of(module, flags)
+    shape = (channels, height, width)
     if inputs and data is None and dataset is None and not indices:
         if len(inputs) != len(labels):
             raise UsageError(
@@ -197,7 +238,52 @@ def _fitted(pictures: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return F.interpolate(pictures, size=shape[1:], mode="bilinear", antialias=True).clamp(0, 1)
 
 
-def shape_for(module: nn.Module, flags: Flags) -> tuple[int, int, int]:
+def input_shape_of(module: nn.Module, flags: Flags) -> tuple[int, ...]:
     """The input shape that was said, or the only one that fits. Raises UsageError."""
-    channels, height, width = flags.input_shape or deduce_input_shape(module)
-    return channels, height, width
+    return flags.input_shape or deduce_input_shape(module, flags.modality)
+
+
+def read_rows(
+    columns: int,
+    inputs: Sequence[Path],
+    labels: Sequence[int],
+    indices: Sequence[int],
+    label_column: str | None,
+) -> tuple[Truth, tuple[str, ...]]:
+    """The client's rows of a table with so many columns, from one file, and the columns' names.
+
+    `indices`: which rows of it, all if there are none. Labels come from the file, or one for each
+    row. Raises UsageError and InputError where they do not fit.
+    """
+    if len(inputs) != 1:
+        raise UsageError(
+            expected="one file with rows of a table: a CSV with a header, .npz, .pt",
+            found=f"{len(inputs)} files",
+            todo="Give --input FILE once; --index chooses rows of it.",
+        )
+    table = load_table(inputs[0], label_column=label_column).chosen(indices)
+    count, width = table.rows.shape
+    if width != columns:
+        named = f": {listed(table.columns)}" if table.columns else ""
+        raise UsageError(
+            expected=f"{columns} columns, as the model takes them",
+            found=f"{width} in {quoted(inputs[0].name)}{named}",
+            todo="Give the columns that the model was trained on, in that order. --label-column "
+            "NAME says which one holds the labels.",
+        )
+    told = table.labels
+    if labels:
+        if told is not None or len(labels) != count:
+            raise UsageError(
+                expected="one --label for each row, where the file does not hold them",
+                found=f"{count} rows and {len(labels)} labels",
+                todo="Leave --label out, or give one for each row in the order of the rows.",
+            )
+        told = torch.tensor(list(labels))
+    if told is None:
+        raise UsageError(
+            expected="a label for each row",
+            found="none",
+            todo="Say --label-column NAME for a CSV, or --label K once for each row.",
+        )
+    return Truth(table.rows, told), table.columns

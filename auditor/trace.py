@@ -20,6 +20,7 @@ from auditor.records import Head, Trace
 
 # These draw random numbers.
 _DROPS = frozenset({"native_dropout", "bernoulli", "bernoulli_", "rand_like", "alpha_dropout"})
+_FEWEST = 2  # classes
 _LINEAR = frozenset({"addmm", "mm", "linear"})
 # Outputs of these are never negative, whatever goes in.
 _NONNEGATIVE = frozenset({
@@ -37,7 +38,7 @@ _CLAMPS = frozenset({"hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "c
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> Trace:
-    """Follow one forward pass of two samples of `input_shape` (C, H, W).
+    """Follow one forward pass of two samples of `input_shape`, (C, H, W) or (D,).
 
     In evaluation mode, or, on a copy, in training mode: then dropout and whatever else the model
     does for training are among the operations. Raises InputError when the model cannot take this
@@ -65,6 +66,16 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = F
     )
 
 
+def require_classes(head: Head) -> None:
+    """Raise InputError for a single logit: its loss is not the one that is differentiated here."""
+    if head.classes < _FEWEST:
+        raise InputError(
+            expected="a classifier with two logits or more, trained with softmax cross-entropy",
+            found="a single logit, as for binary cross-entropy or regression",
+            todo="gradaudit cannot audit this loss; it can audit two classes with two logits.",
+        )
+
+
 @contextmanager
 def _mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Evaluation mode for a while: batch statistics of a probe must not reach the buffers."""
@@ -82,11 +93,11 @@ def _forward(module: nn.Module, probe: Tensor) -> tuple[Tensor, Recording]:
     try:
         output, recording = record(module, probe)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        shape = "x".join(str(n) for n in probe.shape[1:])
         raise InputError(
-            expected=f"a model that takes images of shape {shape}",
+            expected=f"a model that takes {_inputs_in_words(probe)}",
             found=f"its forward pass failed ({_first_line(error)})",
-            todo="Say the right shape with --input-shape, for example 3x32x32.",
+            todo="Say the right shape with --input-shape, for example 3x32x32, or 30 for rows of a "
+            "table with 30 columns.",
         ) from error
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != len(probe):
         what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
@@ -96,6 +107,11 @@ def _forward(module: nn.Module, probe: Tensor) -> tuple[Tensor, Recording]:
             todo="Wrap the model so that it returns its logits alone.",
         )
     return output, recording
+
+
+def _inputs_in_words(probe: Tensor) -> str:
+    sides = "x".join(str(n) for n in probe.shape[1:])
+    return f"images of shape {sides}" if probe.dim() == 4 else f"rows of {sides} numbers"
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from auditor.bounds.statement import report_of
 from auditor.defences.seen import Looked
 from auditor.evidence import is_close, is_close_to_few, is_proved
 from auditor.options import Options
+from auditor.problem import is_table
 from auditor.records import Bound, Caveat, ControlReport, Evidence, Problem, Trust
 from auditor.trials.appraisal import Appraisal, appraise
 from auditor.trials.canaries import canaries
@@ -166,6 +167,8 @@ def _fisher_at(
 
 def _error_bars(problem: Problem, claim: Evidence, fisher: Fisher, watch: Watch) -> Tensor | None:
     """Colours of every pixel's error; random probes are too coarse for that."""
+    if is_table(problem):
+        return None
     if fisher.method != "dense" and fisher.unknowns <= _MOST_UNKNOWNS:
         fisher = _fisher_at(problem, claim, watch, dense=True) or fisher
     return heat_map(fisher)

@@ -50,6 +50,7 @@ ROOMS = (
     "verify",
     "diff",
     "verdict",
+    "row_words",
     "options",
     "summaries",
     "unfinished",
@@ -89,7 +90,7 @@ TENSOR_FREE = (
         "verify",
         "diff",
     ),
-    *("verdict", "arguments", "configured", "finished"),
+    *("verdict", "row_words", "arguments", "configured", "finished"),
 )
 FILE_LINES = 400
 FUNCTION_LINES = 60

@@ -12,7 +12,7 @@ from auditor.hooks import FRAMEWORKS, snippet
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "docs" / f"{name}.md"
-    for name in ("quick-start", "capturing", "reading-a-report", "limits", "ci")
+    for name in ("quick-start", "capturing", "reading-a-report", "limits", "ci", "tables")
 ]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

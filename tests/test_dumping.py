@@ -56,7 +56,7 @@ def test_nothing_of_the_data_is_written(tmp_path, net):
     raw = (tmp_path / "g.safetensors").read_bytes()
     assert all(sample.numpy().tobytes() not in raw for sample in x)
     wanted = {"batch_size", "input_shape", "loss", "reduction", "label_smoothing", "mode"}
-    assert fields(tmp_path / "g.safetensors").keys() == wanted | {"kind", "versions"}
+    assert fields(tmp_path / "g.safetensors").keys() == wanted | {"kind", "modality", "versions"}
     assert [p.name for p in tmp_path.iterdir()] == ["g.safetensors"]  # no temporary file is left
     assert (tmp_path / "g.safetensors").stat().st_mode & 0o077 == 0
 

@@ -14,7 +14,7 @@ from auditor.graph import Recording, record, same_program
 from auditor.inversion.constraints import Bounds
 from auditor.inversion.layers import Broken
 from auditor.planted.layers import recorded_alone
-from auditor.problem import gradient_of, is_one_gradient, residuals_of, to_model_units
+from auditor.problem import gradient_of, is_one_gradient, is_table, residuals_of, to_model_units
 from auditor.records import Course, LinkReport, Problem, Recovery
 
 T = TypeVar("T")
@@ -81,7 +81,9 @@ def off_rank(matrix: Tensor) -> float:
 
 
 def pixel_bounds(problem: Problem) -> Bounds:
-    """Black and white in model units, laid flat, in double precision."""
+    """Black and white in model units, laid flat, in double precision; of a table no bounds."""
+    if is_table(problem):
+        return Bounds()
     like = torch.zeros(problem.knowledge.input_shape, dtype=torch.float64)
     ends = (to_model_units(problem, like + end).flatten() for end in (0, 1))
     return Bounds(*(end.to(next(iter(problem.gradient.values())).device) for end in ends))

@@ -57,7 +57,7 @@ class Defended:
         if problem.knowledge.batch_size is None:
             return "the batch size is unknown: say it with --batch-size"
         if len(problem.knowledge.input_shape) != 3:
-            return "its priors are about pictures, and the inputs are none"
+            return "its priors are about neighbouring places, and the columns of a table have none"
         if not any(bool(sent.any()) for sent in problem.gradient.values()):
             return "every entry of the dump is zero"
         return why_not_simulated(problem)

@@ -26,7 +26,7 @@ from auditor.graph import Recording
 from auditor.planted.layers import LinearLayer, follower, linear_layers
 from auditor.planted.statistics import Bins, imprint_bins, trap_halves
 from auditor.planted.way import Way, way_to
-from auditor.problem import is_in_range, to_pixels
+from auditor.problem import has_grid, is_in_range, to_pixels
 from auditor.records import Problem, Recovery
 
 _SIGNAL = 64.0  # times the rounding of the largest row: below, a difference is no sample
@@ -222,7 +222,7 @@ def _chosen(
     claimed. A trap's row counts only with a second one, or with 8-bit pixels.
     """
     pixels = to_pixels(problem, pictures).double().flatten(1)
-    on_grid = _off_grid(pixels) < _ON_GRID
+    on_grid = (_off_grid(pixels) < _ON_GRID) & has_grid(problem)
     sharp = 255 * found.blur * found.inputs.square().mean(1).sqrt() < _SHARP
     mixed = ~on_grid & sharp if bool(on_grid.any()) else torch.zeros_like(on_grid)
     size = problem.knowledge.batch_size

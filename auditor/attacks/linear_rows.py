@@ -18,7 +18,7 @@ from torch import Tensor
 
 from auditor.attacks.base import Watch
 from auditor.attacks.first_linear import FirstLinear, first_linear
-from auditor.problem import is_on_grid, to_pixels
+from auditor.problem import has_grid, is_on_grid, to_pixels
 from auditor.records import Problem, Recovery
 
 _SIGNAL = 256.0  # times its error: a bias gradient below gives no picture
@@ -58,7 +58,9 @@ class LinearRows:
             groups = _groups(found, torch.Generator().manual_seed(seed))
 
         def counts(group: list[int]) -> bool:
-            return len(group) > 1 or is_on_grid(to_pixels(problem, found.pictures[group[0]]))
+            if len(group) > 1 or not has_grid(problem):
+                return len(group) > 1
+            return is_on_grid(to_pixels(problem, found.pictures[group[0]]))
 
         chosen = [group for group in groups if counts(group)]
         chosen = sorted(chosen, key=len, reverse=True)[: problem.knowledge.batch_size]

@@ -95,7 +95,7 @@ class ImagePriors:
         if known.batch_size is None:
             return "the batch size is unknown: say it with --batch-size"
         if len(known.input_shape) != 3:
-            return "its priors are about pictures, and the inputs are none"
+            return "its priors are about neighbouring places, and the columns of a table have none"
         if (missing := why_not_simulated(problem)) is not None:
             return missing
         if label_claim(problem).estimate is None:

@@ -20,7 +20,7 @@ from auditor.attacks.images import Film, Search, starts
 from auditor.attacks.labels import label_claim
 from auditor.attacks.residuals import MatchingResidual, matching_residual
 from auditor.attacks.smoothness import STAGE_STEPS, match_smoothly
-from auditor.problem import to_model_units, to_pixels, why_not_simulated
+from auditor.problem import is_table, to_model_units, to_pixels, why_not_simulated
 from auditor.records import Course, Problem, Recovery
 from auditor.solve import Linearise, Solution, Status, levenberg_marquardt
 
@@ -217,7 +217,8 @@ def polish(
 ) -> Tensor:
     """Improve a claim by at most `steps` Levenberg-Marquardt steps, without a prior.
 
-    `inputs` (N, C, H, W) in model units, `labels` (N,) class indices. Pixels are kept within 0..1.
+    `inputs` (N, C, H, W) in model units, `labels` (N,) class indices. Pixels are kept within 0..1,
+    the columns of a table are not.
     Gives (N, C, H, W) in the problem's dtype: the end, or the inputs as they are when the end's
     objective is not lower.
     """
@@ -231,8 +232,8 @@ def polish(
         _linearised(residual, False, expired),
         residual,
         given,
-        lower=black,
-        upper=white,
+        lower=None if is_table(problem) else black,
+        upper=None if is_table(problem) else white,
         max_steps=steps,
         expired=expired,
     )

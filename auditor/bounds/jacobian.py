@@ -25,7 +25,13 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from auditor.attacks.matching import called_once, head_hook
 from auditor.bounds.noise import kept_of
-from auditor.problem import gradient_of, is_one_gradient, loss_of, simulated_gradient
+from auditor.problem import (
+    gradient_of,
+    is_one_gradient,
+    loss_of,
+    pixels_of_units,
+    simulated_gradient,
+)
 from auditor.records import Problem
 from auditor.solve import LinearMap, jacobian_products
 
@@ -130,16 +136,15 @@ class Sensitivity:
 
     def pixels(self) -> Tensor:
         """(n,) the point in pixel units, not clipped."""
-        mean = torch.tensor(self.problem.knowledge.mean).to(self.inputs).view(-1, 1, 1)
+        mean, _ = pixels_of_units(self.problem, self.inputs)
         return (self.inputs * self._deviation(self.inputs) + mean).flatten()
 
     def _plain(self) -> list[str]:
         return [name for name in self.problem.gradient if name not in self.layers]
 
     def _deviation(self, like: Tensor) -> Tensor:
-        """(C, 1, 1): the model's units of one pixel unit are its inverse."""
-        std = self.problem.knowledge.std
-        return torch.tensor(std, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+        """(C, 1, 1) or (D,): the model's units of one pixel unit are its inverse."""
+        return pixels_of_units(self.problem, like)[1]
 
     def _without_factor(self, rows: Tensor) -> Tensor:
         """Rows (R, m) without their part along `factor`."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from auditor.bounds.fisher import Fisher, overall_noise
 from auditor.bounds.noise import noise_of
-from auditor.problem import is_one_gradient
+from auditor.problem import is_one_gradient, is_table
 from auditor.records import Bound, Problem
 
 _ALWAYS = (
@@ -21,6 +21,11 @@ _ALWAYS = (
     "The bound with a prior (van Trees) is one for attacks that know of a pixel no more than a "
     "normal prior around mid-grey with the variance of a uniform pixel, 1/12. An attack that knows "
     "how pictures look can beat it.",
+)
+_COLUMNS = (
+    "The bound with a prior (van Trees) is one for attacks that know of a column no more than a "
+    "normal prior with its mean and its deviation. An attack that knows how columns go together, "
+    "or that one holds whole numbers or yes and no, can beat it."
 )
 _LANCZOS = (
     "The figures with a prior come from random probes of a large matrix and are given on the side "
@@ -76,7 +81,8 @@ def _assumptions(fisher: Fisher, problem: Problem) -> tuple[str, ...]:
         more.append(_LOCAL)
     if fisher.method == "Lanczos":
         more.append(_LANCZOS.format(error=fisher.error))
-    return (*_ALWAYS, *more)
+    always = (*_ALWAYS[:-1], _COLUMNS) if is_table(problem) else _ALWAYS
+    return (*always, *more)
 
 
 def _decibels(squared: float) -> float:

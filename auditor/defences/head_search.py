@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from auditor.defences.single import HeadFit
-from auditor.problem import is_one_gradient, to_model_units
+from auditor.problem import is_one_gradient, random_rows, to_model_units
 from auditor.records import Problem
 from auditor.solve import levenberg_marquardt
 
@@ -271,7 +271,8 @@ class _System:
 def _simulated(problem: Problem, size: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
     """The head's gradients (weight, bias) of clients that this model had in single precision.
 
-    Pictures of noise and of soft spots in turn; labels at random and as predicted in turn.
+    Pictures of noise and of soft spots in turn, or rows of a table; labels at random and as
+    predicted in turn.
     """
     head, known = problem.trace.head, problem.knowledge
     module = copy.deepcopy(problem.module).float()
@@ -296,6 +297,8 @@ def _logits(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _pictures(shape: tuple[int, ...], size: int, turn: int, generator: torch.Generator) -> Tensor:
+    if len(shape) == 1:
+        return random_rows(shape, size, generator)
     if turn % 2 == 0:
         return torch.rand(size, *shape, generator=generator)
     coarse = torch.rand(size, shape[0], 4, 4, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +17,24 @@ class Merge:
     assumptions: list[Assumption] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
 
-    def take(self, what: str, flag: Any, metadata: Any, default: Any) -> tuple[Any, Origin]:
+    def take(
+        self,
+        what: str,
+        flag: Any,
+        metadata: Any,
+        default: Any,
+        *,
+        show: Callable[[Any], str] | None = None,
+    ) -> tuple[Any, Origin]:
+        show = show or text_of
         if flag is not None and metadata is not None and flag != metadata:
-            self.overrides.append(f"{what} {text_of(flag)} instead of {text_of(metadata)}")
+            self.overrides.append(f"{what} {show(flag)} instead of {show(metadata)}")
         origin: Origin = "flag" if flag is not None else "metadata"
         value = flag if flag is not None else metadata
         if value is None:
             value, origin = default, "assumed"
         if value is not None:
-            self.note(what, value, origin)
+            self.note(what, show(value), origin)
         return value, origin
 
     def note(self, what: str, value: Any, origin: Origin) -> None:

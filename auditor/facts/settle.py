@@ -5,14 +5,15 @@ Whatever is left is assumed, and listed as assumed.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
 from auditor.errors import InputError, UsageError
+from auditor.facts.inputs import check_shape, column_scales, input_shape
 from auditor.facts.local import (
     NOTHING_LOCAL,
     LocalFlags,
@@ -22,10 +23,9 @@ from auditor.facts.local import (
     with_batches,
 )
 from auditor.facts.merge import Merge, text_of, usage
-from auditor.records import GradientDump, Knowledge, Mode, Reduction
+from auditor.inputs.metadata import FEW, brief
+from auditor.records import GradientDump, Knowledge, Modality, Mode, Reduction
 
-_LARGEST_SIDE = 320
-_LARGEST_INPUT = 1 << 28  # numbers
 _LARGEST_BATCH = 1 << 16
 
 
@@ -41,6 +41,8 @@ class Flags:
     reduction: Reduction | None = None
     label_smoothing: float | None = None
     local: LocalFlags = NOTHING_LOCAL
+    modality: Modality | None = None
+    columns: tuple[str, ...] = ()  # names, of rows of a table
 
 
 def flags_from_text(
@@ -53,12 +55,15 @@ def flags_from_text(
     reduction: str | None,
     label_smoothing: float | None,
     local: LocalFlags = NOTHING_LOCAL,
+    modality: str | None = None,
 ) -> Flags:
     """Flags as they stand on a command line. Raises UsageError."""
     if mode not in {None, "eval", "train"}:
         raise usage("eval or train", repr(mode), "--mode")
     if reduction not in {None, "mean", "sum"}:
         raise usage("mean or sum", repr(reduction), "--reduction")
+    if modality not in {None, "images", "features"}:
+        raise usage("images or features", repr(modality), "--modality")
     flags = Flags(
         input_shape=None if input_shape is None else _shape_from(input_shape),
         mean=None if mean is None else _numbers_from(mean, "--mean"),
@@ -68,6 +73,7 @@ def flags_from_text(
         reduction=reduction,  # type: ignore[arg-type]
         label_smoothing=label_smoothing,
         local=local,
+        modality=modality,  # type: ignore[arg-type]
     )
     _check_flags(flags)
     return flags
@@ -75,16 +81,29 @@ def flags_from_text(
 
 def _shape_from(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-        raise usage("three sizes such as 3x32x32", repr(text), "--input-shape")
+    if len(parts) not in {1, 3} or not all(part.strip().isdecimal() for part in parts):
+        raise usage(
+            "three sizes such as 3x32x32, or one number of columns such as 30",
+            repr(text),
+            "--input-shape",
+        )
     return tuple(int(part) for part in parts)
 
 
 def _numbers_from(text: str, flag: str) -> tuple[float, ...]:
+    """Numbers with commas between them, or a text file of such numbers."""
     try:
         return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise usage("numbers such as 0.485,0.456,0.406", repr(text), flag) from error
+    except ValueError:
+        pass
+    try:
+        words = Path(text).read_text(encoding="utf-8").replace(",", " ").split()
+        return tuple(float(word) for word in words)
+    except (OSError, ValueError) as error:
+        wanted = "numbers such as 0.485,0.456,0.406, or a text file that holds them"
+        count = text.count(",") + 1
+        found = repr(text) if count <= FEW else f"something else among {count} parts"
+        raise usage(wanted, found, flag) from error
 
 
 def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
@@ -104,8 +123,11 @@ def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
             todo="Dump a smaller batch.",
         )
     merge = Merge()
-    shape = _input_shape(merge, flags, meta.input_shape, module)
-    mean, std = _normalisation(merge, flags, dump, shape[0])
+    modality, _ = merge.take("modality", flags.modality, meta.modality, None)
+    shape = input_shape(merge, flags.input_shape, meta.input_shape, modality, module)
+    mean, std = _normalisation(merge, flags, dump, shape)
+    said = flags.std is not None or meta.std is not None
+    scales = column_scales(merge, shape, dump, module, said=said)
     batch_size, _ = merge.take("batch size", flags.batch_size, meta.batch_size, None)
     local = local_training(merge, flags.local, dump, module)
     guessed = batch_size is None and local is not None
@@ -130,7 +152,19 @@ def settle(dump: GradientDump, module: nn.Module, flags: Flags) -> Knowledge:
         assumptions=tuple(merge.assumptions),
         overrides=tuple(merge.overrides),
         local=local,
+        scales=scales,
+        columns=_named(flags.columns, shape),
     )
+
+
+def _named(columns: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, ...]:
+    if columns and (len(shape) != 1 or len(columns) != shape[0]):
+        raise UsageError(
+            expected=f"one name for each of the model's inputs ({text_of(shape)})",
+            found=f"{len(columns)} columns",
+            todo="Give the columns that the model was trained on, in the same order.",
+        )
+    return columns
 
 
 def _check_flags(flags: Flags) -> None:
@@ -141,43 +175,26 @@ def _check_flags(flags: Flags) -> None:
         raise usage(
             "a label smoothing from 0 to below 1", flags.label_smoothing, "--label-smoothing"
         )
-    if flags.std is not None and not (
-        flags.std and all(math.isfinite(s) and s > 0 for s in flags.std)
-    ):
-        raise usage("positive standard deviations", text_of(flags.std), "--std")
-    if flags.mean is not None and not (flags.mean and all(math.isfinite(m) for m in flags.mean)):
-        raise usage("finite means", text_of(flags.mean), "--mean")
-    if flags.input_shape is not None and not _is_picture(flags.input_shape):
-        raise usage(
-            f"three positive sizes such as 3x32x32, at most {_LARGEST_INPUT} numbers",
-            text_of(flags.input_shape),
-            "--input-shape",
-        )
-
-
-def _is_picture(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and min(shape) >= 1 and math.prod(shape) <= _LARGEST_INPUT
-
-
-def _input_shape(
-    merge: Merge, flags: Flags, metadata: tuple[int, ...] | None, module: nn.Module
-) -> tuple[int, ...]:
-    shape, _ = merge.take("input shape", flags.input_shape, metadata, None)
-    if shape is None:
-        shape = deduce_input_shape(module)
-        merge.note("input shape", shape, "deduced")
-    return tuple(shape)
+    wrong = [not (math.isfinite(s) and s > 0) for s in flags.std or ()]
+    if flags.std is not None and (not flags.std or any(wrong)):
+        raise usage("positive standard deviations", _told(flags.std, wrong), "--std")
+    wrong = [not math.isfinite(m) for m in flags.mean or ()]
+    if flags.mean is not None and (not flags.mean or any(wrong)):
+        raise usage("finite means", _told(flags.mean, wrong), "--mean")
+    check_shape(flags.input_shape, flags.modality)
 
 
 def _normalisation(
-    merge: Merge, flags: Flags, dump: GradientDump, channels: int
+    merge: Merge, flags: Flags, dump: GradientDump, shape: tuple[int, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels, show = shape[0], _brief if len(shape) == 1 else text_of
     said_mean = None if flags.mean is None else _spread(flags.mean, channels)
     said_std = None if flags.std is None else _spread(flags.std, channels)
-    mean, _ = merge.take("mean", said_mean, dump.metadata.mean, None)
-    std, _ = merge.take("std", said_std, dump.metadata.std, None)
+    mean, _ = merge.take("mean", said_mean, dump.metadata.mean, None, show=show)
+    std, _ = merge.take("std", said_std, dump.metadata.std, None, show=show)
     if mean is None and std is None:
-        merge.note("normalisation", "none: pixels 0..1 go in as they are", "assumed")
+        what = "columns" if len(shape) == 1 else "pixels 0..1"
+        merge.note("normalisation", f"none: {what} go in as they are", "assumed")
     elif mean is None:
         merge.note("mean", 0.0, "assumed")
     elif std is None:
@@ -188,6 +205,15 @@ def _normalisation(
     )
 
 
+def _told(values: tuple[float, ...], wrong: list[bool]) -> str:
+    return brief(values, wrong) or text_of(values)
+
+
+def _brief(values: Any) -> str:
+    """Statistics of a client's columns are not for a report."""
+    return f"{len(values)} numbers, one a column"
+
+
 def per_channel(
     values: tuple[float, ...] | None, channels: int, *, default: float, flag: str
 ) -> tuple[float, ...]:
@@ -195,7 +221,7 @@ def per_channel(
     spread = _spread(values or (default,), channels)
     if len(spread) != channels:
         raise UsageError(
-            expected=f"one number or {channels}, one for each channel of the input shape",
+            expected=f"one number or {channels}, one for each channel or column of the input shape",
             found=f"{len(spread)} for {flag[2:]}",
             todo=f"Mend {flag} or --input-shape.",
         )
@@ -204,46 +230,3 @@ def per_channel(
 
 def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return values * channels if len(values) == 1 else values
-
-
-def deduce_input_shape(module: nn.Module) -> tuple[int, ...]:
-    """The only (C, S, S) that the model takes. Raises UsageError when none or several do."""
-    channels = _channels(module)
-    fitting: list[tuple[int, ...]] = []
-    shadow = copy.deepcopy(module).to("meta").eval()  # shapes only: no memory, no arithmetic
-    for side in range(1, _LARGEST_SIDE + 1):
-        for count in channels:
-            if _takes(shadow, (count, side, side)):
-                fitting.append((count, side, side))
-        if len(fitting) > 1:
-            raise UsageError(
-                expected="an input shape: it is neither in the dump nor on the command line, and "
-                "the layers leave it open",
-                found=f"that both {text_of(fitting[0])} and {text_of(fitting[1])} fit",
-                todo="Say it, for example --input-shape 3x32x32.",
-            )
-    if not fitting:
-        raise UsageError(
-            expected="an input shape: it is neither in the dump nor on the command line",
-            found=f"no square picture of up to {_LARGEST_SIDE} pixels a side that the model takes",
-            todo="Say it, for example --input-shape 3x32x32.",
-        )
-    return fitting[0]
-
-
-def _channels(module: nn.Module) -> tuple[int, ...]:
-    for inner in module.modules():
-        if isinstance(inner, nn.Conv2d):
-            return (inner.in_channels,)
-        if isinstance(inner, nn.Linear):
-            break
-    return (1, 3)
-
-
-def _takes(shadow: nn.Module, shape: tuple[int, ...]) -> bool:
-    try:
-        with torch.no_grad():
-            output = shadow(torch.empty(2, *shape, device="meta"))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
-        return False
-    return isinstance(output, torch.Tensor) and output.ndim == 2

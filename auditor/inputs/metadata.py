@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from auditor.errors import InputError
-from auditor.inputs.wording import quoted
-from auditor.records import Kind, Metadata, Mode, Reduction
+from auditor.inputs.wording import joined, quoted
+from auditor.records import Kind, Metadata, Modality, Mode, Reduction
 
 KEY = "gradaudit"
 _TEXT_LIMIT = 100_000
-_LARGEST = 1e6  # means and deviations of pixels are far below
+_LARGEST = 1e6  # a learning rate is far below
+_FARTHEST = 1e30  # means and deviations of columns have units of their own
 _PIXELS = 1 << 28
+FEW = 4  # numbers that an error may repeat
 _V = TypeVar("_V")
 
 
@@ -43,10 +45,14 @@ def metadata_from(fields: Mapping[str, object]) -> Metadata:
     """
     shape = _optional(fields, "input_shape", _shape)
     mean, std = _optional(fields, "mean", _numbers), _optional(fields, "std", _positive)
+    modality = _optional(fields, "modality", _modality)
+    if shape and modality and (len(shape) == 1) != (modality == "features"):
+        raise _wrong("modality", "'features' for (D,), 'images' for (C, H, W)", modality)
     channels = shape[0] if shape else len(mean or std or ())
+    each = "columns" if modality == "features" else "channels"
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:
-            raise _wrong(name, f"one number for each of {channels} channels", values)
+            raise _wrong(name, f"one number for each of {channels} {each}", values, brief(values))
     return Metadata(
         batch_size=_optional(fields, "batch_size", _count),
         input_shape=shape,
@@ -64,6 +70,7 @@ def metadata_from(fields: Mapping[str, object]) -> Metadata:
         local_epochs=_optional(fields, "local_epochs", _count),
         momentum=_optional(fields, "momentum", _fraction),
         weight_decay=_optional(fields, "weight_decay", _fraction),
+        modality=modality,
     )
 
 
@@ -88,26 +95,42 @@ def _count(name: str, value: object) -> int:
 
 def _shape(name: str, value: object) -> tuple[int, ...]:
     sizes = value if isinstance(value, list | tuple) else ()
-    if len(sizes) != 3 or not all(type(size) is int and size >= 1 for size in sizes):
-        raise _wrong(name, "three whole numbers C, H, W of at least 1", value)
+    if len(sizes) not in {1, 3} or not all(type(size) is int and size >= 1 for size in sizes):
+        raise _wrong(name, "three whole numbers C, H, W of at least 1, or one, D", value)
     if math.prod(sizes) > _PIXELS:
-        raise _wrong(name, "a picture of at most 2**28 numbers", value)
+        raise _wrong(name, "at most 2**28 numbers", value)
     return tuple(sizes)
 
 
 def _numbers(name: str, value: object) -> tuple[float, ...]:
     items = value if isinstance(value, list | tuple) else ()
-    good = [float(x) for x in items if type(x) in {int, float} and -_LARGEST < x < _LARGEST]
+    good = [float(x) for x in items if type(x) in {int, float} and -_FARTHEST < x < _FARTHEST]
     if not items or len(good) < len(items):
-        raise _wrong(name, "a list of finite numbers", value)
+        raise _wrong(name, "a list of finite numbers", value, brief(items))
     return tuple(good)
 
 
 def _positive(name: str, value: object) -> tuple[float, ...]:
     numbers = _numbers(name, value)
     if min(numbers) <= 0:
-        raise _wrong(name, "positive numbers", value)
+        raise _wrong(name, "positive numbers", value, brief(numbers, [x <= 0 for x in numbers]))
     return numbers
+
+
+def brief(values: Sequence[object], bad: Sequence[bool] = ()) -> str:
+    """How many there are, and which are bad, where there are many: they are statistics of people.
+
+    Empty for few, which an error may repeat.
+    """
+    if len(values) <= FEW:
+        return ""
+    if not any(bad):
+        return f"{len(values)} numbers"
+    places = [str(place) for place, wrong in enumerate(bad) if wrong]
+    return (
+        f"others at places {joined(places)} of {len(values)} (a column that never varies has none: "
+        "say 1)"
+    )
 
 
 def _fraction(name: str, value: object) -> float:
@@ -138,6 +161,14 @@ def _mode(name: str, value: object) -> Mode:
     raise _wrong(name, "'eval' or 'train'", value)
 
 
+def _modality(name: str, value: object) -> Modality:
+    if value == "images":
+        return "images"
+    if value == "features":
+        return "features"
+    raise _wrong(name, "'images' or 'features'", value)
+
+
 def _kind(name: str, value: object) -> Kind:
     if value == "gradient":
         return "gradient"
@@ -158,9 +189,9 @@ def _versions(name: str, value: object) -> dict[str, str]:
     return {str(key): text for key, text in value.items()}
 
 
-def _wrong(name: str, expected: str, value: object) -> InputError:
+def _wrong(name: str, expected: str, value: object, told: str = "") -> InputError:
     return InputError(
         expected=f"{expected} in the metadata field '{name}'",
-        found=quoted(repr(value)),
+        found=told or quoted(repr(value)),
         todo="Mend the field or leave it out; flags of the command line can say it instead.",
     )

@@ -29,7 +29,7 @@ _TEXT_BYTES = 16 << 20
 _SLACK = 1e-3  # rounding of a normalisation and its inverse
 _REMEDY = (
     "Save two tensors: numpy.savez(path, inputs=images, labels=labels), images (N, C, H, W) in "
-    "uint8 0..255 or float 0..1."
+    "uint8 0..255 or float 0..1, or rows of a table (N, D)."
 )
 
 
@@ -51,23 +51,24 @@ def load_texts(path: Path) -> tuple[str, ...]:
 
 
 def load_truth(path: Path) -> Truth:
-    """Read `inputs` (N, C, H, W) and `labels` (N,) from .npz, safetensors or a torch file.
+    """Read `inputs` (N, C, H, W) or (N, D) and `labels` (N,) from .npz, safetensors or torch files.
 
-    Inputs are uint8 0..255 or float 0..1 and come back as float in pixel units 0..1; labels come
-    back as int64. Raises InputError for other shapes, values and counts, UnsafeFileError for
-    hostile files.
+    Pictures are uint8 0..255 or float 0..1 and come back as float in pixel units 0..1; rows of a
+    table keep their units; labels come back as int64. Raises InputError for other shapes, values
+    and counts, UnsafeFileError for hostile files.
     """
-    tensors = _read(path)
+    tensors = tensors_in(path)
     absent = [name for name in ("inputs", "labels") if not isinstance(tensors.get(name), Tensor)]
     if absent:
         raise _wrong("tensors 'inputs' and 'labels'", f"no {listed(absent)} in {quoted(path.name)}")
-    inputs, labels = _inputs(tensors["inputs"]), _labels(tensors["labels"])
+    inputs, labels = _inputs(tensors["inputs"]), labels_of(tensors["labels"])
     if len(inputs) != len(labels):
         raise _wrong("one label for each input", f"{len(inputs)} inputs and {len(labels)} labels")
     return Truth(inputs=inputs, labels=labels)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def tensors_in(path: Path) -> Mapping[str, Tensor]:
+    """What an .npz, safetensors or torch file holds. Raises InputError, UnsafeFileError."""
     kind = kind_of(path)
     if kind == "npz":
         return tensors_of(read_npz(path, limit=_LIMIT))
@@ -93,7 +94,19 @@ def _read_torch(path: Path, *, legacy: bool) -> Mapping[str, Tensor]:
     return loaded
 
 
+def rows_of(raw: Tensor) -> Tensor:
+    """Rows of a table (N, D) in their own units, in double precision. Raises InputError."""
+    if raw.dim() != 2 or min(raw.shape) < 1 or raw.is_complex() or raw.layout is not torch.strided:
+        raise _wrong("rows of shape (N, D)", f"shape {shaped(raw.shape)}")
+    rows = raw.detach().double()
+    if not bool(rows.isfinite().all()):
+        raise _wrong("finite numbers in every column", "values that are missing or infinite")
+    return rows
+
+
 def _inputs(raw: Tensor) -> Tensor:
+    if raw.dim() == 2:
+        return rows_of(raw)
     if raw.dim() != 4 or min(raw.shape) < 1:
         raise _wrong("inputs of shape (N, C, H, W)", f"shape {shaped(raw.shape)}")
     if raw.shape[1] not in {1, 3}:
@@ -110,7 +123,8 @@ def _inputs(raw: Tensor) -> Tensor:
     return pixels
 
 
-def _labels(raw: Tensor) -> Tensor:
+def labels_of(raw: Tensor) -> Tensor:
+    """Labels (N,) as int64. Raises InputError."""
     if raw.dim() != 1:
         raise _wrong("labels of shape (N,)", f"shape {shaped(raw.shape)}")
     if raw.is_floating_point() or raw.is_complex() or raw.dtype in _NO_LABELS:

@@ -255,7 +255,8 @@ class LinkSolver:
         self.constrained = True
         found = _opposite(found) if self.settings.repeated else found
         off = ~undone.known if is_relu(self.link.activation) else None
-        picture = self.link.source.shape[1:] if self.pixels else None
+        shape = self.link.source.shape[1:]
+        picture = shape if self.pixels and len(shape) == 3 else None
         for smooth in (None, picture) if picture is not None else (None,):
             solution = constrained(
                 system,

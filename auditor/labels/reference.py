@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from auditor.problem import to_model_units
+from auditor.problem import is_table, random_rows, to_model_units
 from auditor.records import Problem
 
 _SYNTHETIC = 300
@@ -83,6 +83,8 @@ def synthetic_pictures(count: int, shape: Sequence[int], generator: torch.Genera
 
 def _synthetic(problem: Problem, generator: torch.Generator) -> Tensor:
     shape = problem.knowledge.input_shape
+    if is_table(problem):
+        return random_rows(shape, _SYNTHETIC, generator)
     large = shape[1] * shape[2] > _LARGE
     pixels = synthetic_pictures(_SYNTHETIC_LARGE if large else _SYNTHETIC, shape, generator)
     return pixels[torch.randperm(len(pixels), generator=generator)]

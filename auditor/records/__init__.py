@@ -1,7 +1,8 @@
 """Every record of the flow, in the order in which it appears: files, problem, claims, audit.
 
 Letters of the shape comments: R restarts, S snapshots, N samples, C H W image, K classes,
-E features of the head, P parameters. Tensors stop at `findings.py`: the records of audit.py are
+E features of the head, P parameters. Of a model that takes rows of a table, (D,) columns stand
+wherever (C, H, W) is written. Tensors stop at `findings.py`: the records of audit.py are
 plain data. Nothing here imports torch at run time, so that `render`, `--help` and the gate start
 at once.
 """
@@ -56,6 +57,7 @@ from auditor.records.terms import (
     Band,
     Certainty,
     Kind,
+    Modality,
     Mode,
     Origin,
     Reduction,
@@ -112,6 +114,7 @@ __all__ = [
     "LocalTraining",
     "Measure",
     "Metadata",
+    "Modality",
     "Mode",
     "ModelSummary",
     "Normalised",

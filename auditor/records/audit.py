@@ -93,6 +93,9 @@ class Exhibit:
     text: str | None = None  # of a language model, in place of pictures
     true_text: str | None = None  # when the user gave the truth
     error_bar: str | None = None  # PNG, base64: the least standard deviation of each pixel
+    columns: tuple[str, ...] = ()  # of a row of a table, in place of pictures
+    values: tuple[float, ...] = ()  # one for each column, in its own unit
+    true_values: tuple[float, ...] = ()  # when the user gave the truth
 
 
 @dataclass(frozen=True)

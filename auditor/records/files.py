@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from auditor.records.terms import Kind, Mode, Reduction, Task
+from auditor.records.terms import Kind, Modality, Mode, Reduction, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,12 +27,12 @@ class Metadata:
     """What a dump says of itself. None: it does not say."""
 
     batch_size: int | None = None
-    input_shape: tuple[int, ...] | None = None  # (C, H, W)
+    input_shape: tuple[int, ...] | None = None  # (C, H, W), or (D,) of a table
     loss: str | None = None  # "cross_entropy" is the one that we can audit
     reduction: Reduction | None = None
     label_smoothing: float | None = None
     mode: Mode | None = None
-    mean: tuple[float, ...] | None = None  # per channel, pixel units 0..1
+    mean: tuple[float, ...] | None = None  # per channel, pixel units 0..1; or per column
     std: tuple[float, ...] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     kind: Kind | None = None
@@ -42,6 +42,7 @@ class Metadata:
     local_epochs: int | None = None
     momentum: float | None = None
     weight_decay: float | None = None
+    modality: Modality | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class GradientDump:
 class Truth:
     """What the client really had. Only `findings.py` and `metrics.py` may take one."""
 
-    inputs: Tensor  # (N, C, H, W), pixel units 0..1
+    inputs: Tensor  # (N, C, H, W), pixel units 0..1; or (N, D), columns in their own units
     labels: Tensor  # (N,) int64
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from auditor.records.files import Auxiliary
-from auditor.records.terms import Mode, Origin, Reduction
+from auditor.records.terms import Modality, Mode, Origin, Reduction
 from auditor.records.trust import Channel
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class LocalTraining:
 class Knowledge:
     """What is known of the client's step, after flags, metadata and deduction were merged."""
 
-    input_shape: tuple[int, ...]  # (C, H, W)
-    mean: tuple[float, ...]  # (C,)
-    std: tuple[float, ...]  # (C,)
+    input_shape: tuple[int, ...]  # (C, H, W), or (D,): the columns of a table
+    mean: tuple[float, ...]  # (C,) or (D,)
+    std: tuple[float, ...]  # (C,) or (D,)
     batch_size: int | None
     mode: Mode
     reduction: Reduction
@@ -52,6 +52,12 @@ class Knowledge:
     assumptions: tuple[Assumption, ...]
     overrides: tuple[str, ...] = ()  # flags that contradict the dump's own metadata
     local: LocalTraining | None = None  # None: the dump is a gradient
+    scales: tuple[float, ...] = ()  # (D,) what counts as a column's deviation, model units
+    columns: tuple[str, ...] = ()  # (D,) their names, if somebody said them
+
+    @property
+    def modality(self) -> Modality:
+        return "features" if len(self.input_shape) == 1 else "images"
 
 
 @dataclass(frozen=True)

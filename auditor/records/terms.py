@@ -6,6 +6,7 @@ from typing import Literal
 
 SCHEMA_VERSION = "1.0"
 
+Modality = Literal["images", "features"]  # pictures (C, H, W), or rows of a table (D,)
 Mode = Literal["eval", "train"]
 Reduction = Literal["mean", "sum"]
 Task = Literal["causal", "masked", "classification"]  # what a language model was trained for

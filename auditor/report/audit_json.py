@@ -118,6 +118,10 @@ def _check_whole(audit: Audit) -> None:
         raise _Shape("exhibits", 'none without evidence "embed"', f"{len(audit.exhibits)}")
     for i, exhibit in enumerate(audit.exhibits):
         _check_equal(f"exhibits[{i}]", len(exhibit.strip_steps), len(exhibit.strip))
+        for values in (exhibit.values, exhibit.true_values):
+            if values and len(values) != len(exhibit.columns):
+                words = f"a value for each column ({len(exhibit.columns)})"
+                raise _Shape(f"exhibits[{i}]", words, f"{len(values)}")
         for picture in (*exhibit.strip, exhibit.truth, exhibit.error_bar):
             if picture is not None and not _PNG.fullmatch(picture):
                 raise _Shape(f"exhibits[{i}]", "PNG pictures in base64", "something else")

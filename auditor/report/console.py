@@ -13,7 +13,14 @@ from rich.text import Text
 
 from auditor.records import Audit, Band, Caveat
 from auditor.report.trust import trust_lines
-from auditor.report.words import gate_lines, gate_words, printable, score_words, verdict_word
+from auditor.report.words import (
+    gate_lines,
+    gate_words,
+    printable,
+    score_words,
+    takes_rows,
+    verdict_word,
+)
 
 # Colour is never alone: the word stands beside it.
 _STYLE: dict[Band, str] = {
@@ -36,7 +43,11 @@ def print_audit(audit: Audit, console: Console) -> None:
     _print_list(console, "Recognised", _recognised(audit))
     if audit.findings:
         console.print(_findings(audit), highlight=False)
-    _print_list(console, "Trust", [_clean(line) for line in trust_lines(audit.trust)])
+    _print_list(
+        console,
+        "Trust",
+        [_clean(line) for line in trust_lines(audit.trust, table=takes_rows(audit))],
+    )
     _print_list(console, "Could not be looked at", _unseen(audit))
     _print_list(console, "Caveats", [_caveat(caveat) for caveat in audit.caveats])
     _print_list(console, "Assumed, nobody said so", _assumed(audit))
@@ -61,6 +72,7 @@ def _headline(audit: Audit) -> Text:
 
 def _recognised(audit: Audit) -> list[Text]:
     shape = "x".join(str(side) for side in audit.model.input_shape) or "text"
+    shape = f"{shape} columns" if takes_rows(audit) else shape
     model = f"model: {audit.model.architecture}, {audit.model.classes} classes, input {shape}"
     lines = [model, *(f"model: {note}" for note in audit.model.notes)]
     return [_clean(line) for line in [*lines, f"dump: {audit.dump.recognised}"]]

@@ -99,6 +99,7 @@ def to_html(audit: Audit) -> str:
         standards=_standards(audit),
         data=_packed(data),
         digest=digest,
+        table=words.takes_rows(audit),
         trust=trust,
         what_if=what_if,
         leakages=leakage_charts(audit.trust.what_if),

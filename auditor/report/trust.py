@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from auditor.records import Bound, CanaryReport, ControlReport, DefenceSeen, Trust
 from auditor.report.words import number
 
@@ -33,29 +35,43 @@ def strength_words(seen: DefenceSeen) -> str:
     return f"{number(seen.strength)} ({number(seen.low)} to {number(seen.high)})"
 
 
-def fidelity_words(trust: Trust) -> str:
-    """How close the best claim is, without truth."""
+# One unknown, what is known of it before, all of them, and what they are parts of.
+_PICTURES = ("pixel", "its range", "pixels", "pictures")
+_TABLE = ("value", "its column's mean and deviation", "values", "rows")
+# From so many dB on; the last is what is left.
+_LIKE = (
+    (30.0, "an error that is hard to see"),
+    (20.0, "people and objects are recognisable"),
+    (15.0, "shapes at best"),
+    (-math.inf, "not recognisable"),
+)
+_LIKE_ROWS = (
+    (30.0, "an error of a tenth of a column's deviation or less"),
+    (20.0, "an error of a third of a column's deviation or less"),
+    (15.0, "little more than what is usual in each column"),
+    (-math.inf, "no more than what is usual in each column"),
+)
+
+
+def fidelity_words(trust: Trust, *, table: bool = False) -> str:
+    """How close the best claim is, without truth; `table`: it is of rows of a table."""
     if trust.fidelity is None:
         return "Nothing is said of how close a claim is to what the client had."
     decibels = trust.fidelity
-    like = "not recognisable"
-    if decibels >= 30:
-        like = "an error that is hard to see"
-    elif decibels >= 20:
-        like = "people and objects are recognisable"
-    elif decibels >= 15:
-        like = "shapes at best"
+    words = _LIKE_ROWS if table else _LIKE
+    like = next(said for least, said in words if decibels >= least)
     return f"The best claim is worth {number(decibels)} dB, without knowing the truth: {like}."
 
 
-def bound_words(bound: Bound) -> tuple[str, ...]:
+def bound_words(bound: Bound, *, table: bool = False) -> tuple[str, ...]:
     """The best that an attack could do on this dump, one sentence a kind of attack."""
+    one, known, many, such = _TABLE if table else _PICTURES
     return (
-        f"{_unbiased(bound)}.",
-        "An attack that knows no more of a pixel than its range, before it sees the dump, does no "
-        f"better than {number(bound.prior_psnr)} dB on average over the pixels "
+        f"{_unbiased(bound, one)}.",
+        f"An attack that knows no more of a {one} than {known}, before it sees the dump, does no "
+        f"better than {number(bound.prior_psnr)} dB on average over the {many} "
         f"({number(bound.worst_psnr)} dB on the sample that the dump tells best). One that knows "
-        "more of such pictures can do better.",
+        f"more of such {such} can do better.",
         f"The dump tells about {number(bound.effective)} of {bound.unknowns} directions better "
         f"than that. It holds for noise of {number(bound.sigma)} an entry ({bound.origin}).",
     )
@@ -78,7 +94,7 @@ def canary_words(canaries: CanaryReport | None) -> str:
     return canaries.summary
 
 
-def trust_lines(trust: Trust) -> list[str]:
+def trust_lines(trust: Trust, *, table: bool = False) -> list[str]:
     """At most three lines for the terminal; none when nothing was tested."""
     if trust == Trust():
         return []
@@ -90,7 +106,7 @@ def trust_lines(trust: Trust) -> list[str]:
     if trust.fidelity is not None:
         worth.append(f"the best claim is worth {number(trust.fidelity)} dB without truth")
     if trust.bound is not None:
-        worth.append(_unbiased(trust.bound, short=True))
+        worth.append(_unbiased(trust.bound, (_TABLE if table else _PICTURES)[0], short=True))
     lines += ["; ".join(worth)] if worth else []
     tried = []
     if trust.control is not None:
@@ -104,9 +120,9 @@ def trust_lines(trust: Trust) -> list[str]:
     return lines + (["; ".join(tried)] if tried else [])
 
 
-def _unbiased(bound: Bound, *, short: bool = False) -> str:
+def _unbiased(bound: Bound, one: str, *, short: bool = False) -> str:
     if bound.unbiased_psnr is None:
-        told = "no unbiased attack can tell every pixel"
-        return told if short else "No unbiased attack can tell every pixel: some are left open"
+        told = f"no unbiased attack can tell every {one}"
+        return told if short else f"N{told[1:]}: some are left open"
     told = f"no unbiased attack can do better than {number(bound.unbiased_psnr)} dB"
     return told if short else told[0].upper() + told[1:]

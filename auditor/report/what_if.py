@@ -87,7 +87,7 @@ def refuted(tried: WhatIf) -> frozenset[DefenceKind]:
 
 
 def _measured(row: WhatIfRow) -> str:
-    reached = "no picture was rebuilt" if row.psnr is None else f"{decibels(row.psnr)} were reached"
+    reached = "no input was rebuilt" if row.psnr is None else f"{decibels(row.psnr)} were reached"
     bound = "" if row.bound_psnr is None else f" (bound {decibels(row.bound_psnr)})"
     cost = (
         "" if row.cosine is None else f"; cosine with the gradient as it was {cosine(row.cosine)}"

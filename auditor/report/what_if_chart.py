@@ -64,7 +64,7 @@ def _told(rows: Sequence[WhatIfRow]) -> str:
     """The chart in words."""
     reached = [
         f"{printable(row.setting)}: "
-        + ("no picture rebuilt" if row.psnr is None else f"{number(row.psnr)} dB")
+        + ("no input rebuilt" if row.psnr is None else f"{number(row.psnr)} dB")
         + ("" if row.bound_psnr is None else f", bound {number(row.bound_psnr)} dB")
         for row in rows
     ]

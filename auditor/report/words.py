@@ -27,7 +27,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 CERTAINTY: dict[Certainty, str] = {
-    "proved": "A mathematical identity holds on this very dump, or, for a picture, the equations "
+    "proved": "A mathematical identity holds on this very dump, or, for an input, the equations "
     "of every layer hold and leave nothing open. Given the premises, no other answer is possible.",
     "verified": "The gradient of the claim was computed anew and equals the dump in half of its "
     "digits or more, in every tensor, and independent restarts reached the same answer; of a text, "
@@ -99,6 +99,11 @@ def number(value: float) -> str:
     return f"{value:.1f}" if size >= 10 else f"{value:.3g}"
 
 
+def own_value(value: float) -> str:
+    """A value of a column, in the digits that single precision has."""
+    return f"{value:.7g}"
+
+
 def power_of_ten(exponent: int) -> str:
     """`10⁻⁸` for -8."""
     return "10" + str(exponent).translate(_SUPERSCRIPT)
@@ -156,8 +161,15 @@ def size(count: int) -> str:
 
 
 def shape(sides: tuple[int, ...]) -> str:
-    """`3 × 32 × 32`; no sides are those of a text."""
+    """`3 × 32 × 32`; one side is the columns of a table, no sides are those of a text."""
+    if len(sides) == 1:
+        return f"{sides[0]} columns"
     return " × ".join(str(side) for side in sides) or "text"
+
+
+def takes_rows(audit: Audit) -> bool:
+    """Whether the audited model takes rows of a table."""
+    return len(audit.model.input_shape) == 1
 
 
 def verdict_word(audit: Audit) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from auditor.planted.layers import LinearLayer, linear_layers, recorded_alone
 from auditor.planted.way import way_to
 from auditor.problem import (
+    has_grid,
     is_in_range,
     is_on_grid,
     is_one_gradient,
@@ -81,7 +82,8 @@ class _Rows:
         apart = float(self.space.distances(vector[None]))
         if not apart <= tolerance_of(self.problem) or not is_in_range(self.problem, sample):
             return None
-        if apart <= _GRID_SPAN and is_on_grid(to_pixels(self.problem, sample)):
+        grid = has_grid(self.problem) and apart <= _GRID_SPAN
+        if grid and is_on_grid(to_pixels(self.problem, sample)):
             return "verified"
         alone = self.space.rank == 1 and self.problem.knowledge.batch_size == 1
         if witnesses >= _ROWS and (alone or self._rederived(sample, vector) >= _ROWS):

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from auditor.attacks import Attack, Watch
 from auditor.evidence import best_pixels
-from auditor.metrics import match_batch, psnr
+from auditor.metrics import flat_of, match_batch, psnr
 from auditor.problem import to_pixels, why_not_simulated
 from auditor.records import CanaryReport, Evidence, Problem
 from auditor.trials.running import attempt, dice, within
-from auditor.trials.stand_ins import AUXILIARY, SMOOTH, dump_of, stand_ins
+from auditor.trials.stand_ins import dump_of, stand_ins, told_of_stand_ins
 
 OPENED = 20.0  # dB of the worst-protected sample: from here on people and objects are recognisable
 _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
@@ -64,8 +64,7 @@ def canaries(
             opened, simulated = opened + opens, simulated + 1
     if simulated < _LEAST:
         return None
-    pictures = SMOOTH if problem.auxiliary is None else AUXILIARY
-    return _report(opened, simulated, pictures, limit)
+    return _report(opened, simulated, told_of_stand_ins(problem), limit)
 
 
 def clopper_pearson(opened: int, simulated: int) -> tuple[float, float]:
@@ -121,7 +120,7 @@ def _is_opened(problem: Problem, found: Evidence, pixels: Tensor) -> bool:
     if not len(claimed):
         return False
     near = psnr(claimed, true)
-    flat = psnr(true.mean((2, 3), keepdim=True).expand_as(true), true)
+    flat = psnr(flat_of(true), true)
     return bool(((near >= OPENED) & (near >= flat + _ABOVE_FLAT)).any())
 
 

@@ -9,22 +9,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from auditor.problem import gradient_of, to_model_units
+from auditor.problem import gradient_of, is_table, random_rows, to_model_units
 from auditor.records import Auxiliary, Channel, Problem
 
 _COARSE = 5  # places a side of the random picture that is made smooth
 SMOOTH = "smooth random pictures, because no auxiliary ones were given"
 AUXILIARY = "the auxiliary pictures"
+ROWS = "rows of independent normal numbers, of the columns' means and deviations"
 
 
 def smooth_pictures(shape: tuple[int, ...], count: int, generator: torch.Generator) -> Tensor:
-    """Random pictures (count, C, H, W) of soft spots, pixels 0..1. Other shapes: uniform noise."""
+    """Random pictures (count, C, H, W) of soft spots, pixels 0..1; of other shapes, rows."""
     if len(shape) != 3:
-        return torch.rand(count, *shape, generator=generator)
+        return random_rows(shape, count, generator)
     channels, height, width = shape
     coarse = torch.rand(count, channels, _COARSE, _COARSE, generator=generator)
     fine = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
     return fine.clamp(0, 1)
+
+
+def told_of_stand_ins(problem: Problem) -> str:
+    """What `stand_ins` are, in words."""
+    if problem.auxiliary is not None:
+        return AUXILIARY
+    return ROWS if is_table(problem) else SMOOTH
 
 
 def stand_ins(problem: Problem, generator: torch.Generator) -> tuple[Tensor, Tensor]:

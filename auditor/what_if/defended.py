@@ -13,7 +13,8 @@ from auditor.defences.applied import Defended
 from auditor.local_training import LONGEST, total_steps
 from auditor.problem import gradient_of, is_one_gradient, to_model_units, why_not_simulated
 from auditor.records import Channel, DefenceKind, Knowledge, LocalTraining, Problem, Truth
-from auditor.what_if.reference import joined, more_samples, told
+from auditor.trials.stand_ins import told_of_stand_ins
+from auditor.what_if.reference import joined, more_samples
 from auditor.what_if.settings import Setting
 
 CLIP = 1.0  # of DP-SGD, the norm that a sample's gradient is clipped to
@@ -144,7 +145,7 @@ def _with_others(
     wider = replace(problem, knowledge=replace(known, batch_size=size, local=local))
     sent = applied.as_it_is(gradient_at(wider, everybody))
     who = "samples" if alone else "clients"
-    note = f"the other {who} have {told(problem)}"
+    note = f"the other {who} have {told_of_stand_ins(problem)}"
     # What the server is after is the sum; of a larger batch, the step itself is another one.
     return Sent(_received(wider, sent), everybody, None if alone else 1.0, note)
 

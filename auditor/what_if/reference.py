@@ -10,7 +10,7 @@ from torch import Tensor
 from auditor.evidence import best_pixels, is_equal, is_proved, is_verified
 from auditor.records import Evidence, Problem, Truth
 from auditor.trials.running import dice
-from auditor.trials.stand_ins import AUXILIARY, SMOOTH, stand_ins
+from auditor.trials.stand_ins import stand_ins, told_of_stand_ins
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def reference_of(
     generator = dice(seed, "stand-ins")
     made = more_samples(problem, problem.knowledge.batch_size or 1, generator)
     words = (
-        f"a step of {_count(made)}, {told(problem)}, in place of the client's: nothing was rebuilt "
-        "that could stand for them"
+        f"a step of {_count(made)}, {told_of_stand_ins(problem)}, in place of the client's: "
+        "nothing was rebuilt that could stand for them"
     )
     return Reference(made, words, stands_in=True)
 
@@ -47,11 +47,6 @@ def more_samples(problem: Problem, count: int, generator: torch.Generator) -> Tr
     known = replace(problem.knowledge, batch_size=count)
     pictures, labels = stand_ins(replace(problem, knowledge=known), generator)
     return Truth(pictures.float(), labels)
-
-
-def told(problem: Problem) -> str:
-    """What `more_samples` are, in words."""
-    return AUXILIARY if problem.auxiliary is not None else SMOOTH
 
 
 def _rebuilt(problem: Problem, evidence: Evidence) -> Reference:

@@ -239,7 +239,8 @@ def test_blocked():
     )
     table = replace(problem, knowledge=replace(problem.knowledge, input_shape=(16,)))
     assert (
-        ImagePriors().blocked_by(table) == "its priors are about pictures, and the inputs are none"
+        ImagePriors().blocked_by(table)
+        == "its priors are about neighbouring places, and the columns of a table have none"
     )
 
 

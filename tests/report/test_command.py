@@ -17,6 +17,7 @@ from auditor.report.command import REMOVED, public_command
         (["--arch", "/home/ann/net.py:make"], ["--arch", "net.py:make"]),
         (["--arch=~ann/net.py:make"], ["--arch=net.py:make"]),
         (["--mean", "0.5,0.4", "--std=-0.2"], ["--mean", "0.5,0.4", "--std=-0.2"]),
+        (["--mean", "1,2,3,4,5", "--std=5,4,3,2,1"], ["--mean", REMOVED, f"--std={REMOVED}"]),
         (["--label", "3", "--seed", "3"], ["--label", REMOVED, "--seed", "3"]),
         (["--label=3"], [f"--label={REMOVED}"]),
         (["--index", "77", "--index=78"], ["--index", REMOVED, f"--index={REMOVED}"]),
