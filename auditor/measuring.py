@@ -64,7 +64,7 @@ def measurable(
         return truth, ()
     return None, (
         Caveat(
-            "GA321",
+            "GA323",
             f"The truth does not make this dump: its own gradient is {apart:.1g} of its size away "
             f"from it{', and what was rebuilt is not' if explained else ''}. Nothing is measured "
             "against it: no PSNR, no share of right labels, and no claim is lowered by it.",

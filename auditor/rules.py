@@ -216,7 +216,7 @@ RULES: tuple[Rule, ...] = (
         "Give the truth with --truth if you have it, or run again with --preset deep.",
     ),
     Rule(
-        "GA321",
+        "GA323",
         "The truth is not what made the dump",
         "The gradient of the samples in the truth file, derived again, is not the dump.",
         "What is measured against other samples says nothing, and would make a leak look small. "

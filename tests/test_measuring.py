@@ -45,7 +45,7 @@ def measured(made):
 def test_what_the_client_had_is_measured_against(inputs):
     made = audit(truth_of(inputs))
     assert [f.code for f in made.findings][:2] == ["GA201", "GA203"]
-    assert "GA321" not in [c.code for c in made.caveats]
+    assert "GA323" not in [c.code for c in made.caveats]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_another_truth_hides_no_leak(truth):
     assert made.findings == alone.findings
     assert (made.verdict, made.gate) == (alone.verdict, alone.gate)
     assert measured(made) == []
-    [caveat] = [c for c in made.caveats if c.code == "GA321"]
+    [caveat] = [c for c in made.caveats if c.code == "GA323"]
     assert "Nothing is measured" in caveat.message
     assert not caveat.voids
 
@@ -70,9 +70,9 @@ def test_another_truth_hides_no_leak(truth):
 def test_where_nothing_explains_the_dump_a_truth_that_is_near_stands():
     near = truth_of((HAD.inputs + 0.05 * (other() - 0.5)).clamp(0, 1))
     made = audit(near, attacks=["labels"])
-    assert "GA321" not in [c.code for c in made.caveats]
+    assert "GA323" not in [c.code for c in made.caveats]
     assert measured(made) == ["label accuracy (measured)"]
-    assert "GA321" in [
+    assert "GA323" in [
         c.code
         for c in audit(truth_of(HAD.inputs, (HAD.labels + 1) % 4), attacks=["labels"]).caveats
     ]
@@ -152,7 +152,7 @@ def test_no_gate_passes_for_another_truth(tmp_path, flags, code):
         "scan", "model.pt", "grads.safetensors", "--truth", "truth.npz", *flags, cwd=tmp_path
     )
     assert run.code == code, run.err
-    assert "GA321" in run.err
+    assert "GA323" in run.err
     page = (tmp_path / "gradaudit-report" / "report.html").read_text("utf-8")
     assert "Nothing is measured against it" in page
     audit = json.loads((tmp_path / "gradaudit-report" / "audit.json").read_text("utf-8"))
