@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from auditor.attacks import Attack, Milestone, Watch
 from auditor.attacks.failures import told_of
+from auditor.attacks.training_estimate import with_estimated_training
 from auditor.checks import caveats_of, contradiction, scale_caveats
 from auditor.defences.seen import look
 from auditor.errors import UsageError
@@ -187,6 +188,8 @@ def _run_attacks(
         chosen = [attack for attack in options.attacks if attack.name in options.selected]
         for place, attack in enumerate(chosen):
             if not _needless(problem, attack, answers, options):
+                if attack.name.startswith("images."):
+                    problem = with_estimated_training(problem, seed=options.seed, watch=watch)
                 share = share_of(watch, last=place == len(chosen) - 1)
                 answers[attack.name] = _run_one(problem, attack, options, share)
                 problem = _with_labels(problem, answers[attack.name])

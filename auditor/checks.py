@@ -90,6 +90,7 @@ def caveats_of(
         *_head_caveats(problem, seen),
         *_assumed(known),
         *mode_caveats(known, problem.mode_shown),
+        *_estimated(known),
     ]
     if known.mode == "train" and problem.trace.dropout:
         raised.append(
@@ -171,6 +172,33 @@ def _assumed(known: Knowledge) -> list[Caveat]:
     if not assumed:
         return []
     return [Caveat("GA302", f"Assumed, because nobody said: {', '.join(assumed)}.", voids=False)]
+
+
+def _estimated(known: Knowledge) -> list[Caveat]:
+    """GA317 for an update whose training nobody described in full."""
+    local = known.local
+    if local is None or local.estimate is None:
+        return []
+    found = local.estimate
+    if not found.what:
+        text = (
+            "The learning rate or the local steps of the update were not said and could not be "
+            f"estimated: {found.reason}. Attacks that simulate the steps did not look."
+        )
+        return [Caveat("GA317", text, voids=False)]
+    values = {"learning rate": f"{local.lr:.6g}", "local steps": str(local.steps)}
+    said = ", ".join(f"{what} {values[what]}" for what in found.what)
+    text = f"Nobody said how the client trained; estimated from the dump: {said}."
+    if found.residual is not None:
+        text += f" The best pictures leave a relative residual of {found.residual:.1e}"
+        rest = (
+            "" if found.runner_up is None else f", with the next best count {found.runner_up:.1e}"
+        )
+        text += f"{rest}."
+    if found.also:
+        also = ", ".join(map(str, found.also))
+        text += f" As many steps explain the dump as well: {also}; the fewest were used."
+    return [Caveat("GA317", text, voids=False)]
 
 
 def scale_caveats(problem: Problem) -> tuple[Caveat, ...]:

@@ -271,6 +271,15 @@ RULES: tuple[Rule, ...] = (
         "Say the right --batch-size; a sum over clients is a batch of all their samples.",
     ),
     Rule(
+        "GA317",
+        "Learning rate or local steps were estimated, or could not be",
+        "Nobody said how the client trained. The counts of steps were tried in turn; the one with "
+        "which pictures explain the update best was used.",
+        "Claims that rest on an estimate are verified at best, never proved. Without one, attacks "
+        "that simulate the steps cannot look.",
+        "Say --lr and --local-steps.",
+    ),
+    Rule(
         "GA401",
         "The model holds an imprint layer",
         "Rows of a linear layer are parallel and differ in their biases alone, so each input of a "
