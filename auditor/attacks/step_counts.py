@@ -20,7 +20,8 @@ from auditor.problem import gradient_of, read_as, to_model_units
 from auditor.records import LocalTraining, Problem
 
 EXPLAINS = 0.1  # relative residual up to which pictures say something of the steps
-_STARTS = 3  # of the search with a stand-in
+USABLE = 0.3  # of a stand-in: up to here counts are tried
+ALIKE = 2.0  # residuals within this factor decide nothing
 _SEARCH_STEPS = 40  # of one trial
 _MOST_TRIALS = 12
 _SECANTS = 4
@@ -33,6 +34,7 @@ class Case:
 
     problem: Problem
     labels: Tensor  # (N,)
+    others: tuple[Tensor, ...]  # (N,) each: labels to try where these lead nowhere
     lr: float | None
     steps: int | None  # of one epoch
     pinned: Tensor | None  # (1, n) pictures that were read already
@@ -65,17 +67,21 @@ def size_of(case: Case, pictures: Tensor) -> float:
     return usable[len(usable) // 2] if usable else 1.0
 
 
-def first_pictures(case: Case) -> Trial | None:
-    """Pictures, size and place of one gradient in the steps' place; the best of some starts."""
+def first_pictures(case: Case) -> tuple[Case, Trial] | None:
+    """Pictures, size and place of one gradient in the steps' place; the best of some starts.
+
+    With the labels that gave them: what is not proved of those may be another class.
+    """
     generator = torch.Generator().manual_seed(case.seed)
-    best: Trial | None = None
-    for _ in range(_STARTS if case.pinned is None else 1):
-        start = random_pictures(case, generator) if case.pinned is None else case.pinned
-        tail = torch.tensor([math.log(size_of(case, start)), _MIDDLE], dtype=start.dtype)
-        trial = _tried(case, None, start, tail)
-        if trial.is_finite and (best is None or trial.residual < best.residual):
-            best = trial
-        if case.expired() or (best is not None and best.residual <= EXPLAINS):
+    best: tuple[Case, Trial] | None = None
+    for labels in (case.labels, *case.others, case.labels):
+        tried = replace(case, labels=labels)
+        start = random_pictures(tried, generator) if case.pinned is None else case.pinned
+        tail = torch.tensor([math.log(size_of(tried, start)), _MIDDLE], dtype=start.dtype)
+        trial = _tried(tried, None, start, tail)
+        if trial.is_finite and (best is None or trial.residual < best[1].residual):
+            best = tried, trial
+        if case.expired() or (best is not None and best[1].residual <= EXPLAINS):
             break
     return best
 
@@ -141,6 +147,7 @@ def tried_counts(case: Case, first: Trial) -> list[Trial]:
         if case.lr is None:
             _approach(case, counts)
         _descend(counts)
+        _fewer(counts)
     return sorted(counts.done.values(), key=lambda trial: trial.residual)
 
 
@@ -185,3 +192,19 @@ def _descend(counts: _Counts) -> None:
             counts.of(steps)
         if counts.best.steps == best.steps:
             return
+
+
+def _fewer(counts: _Counts) -> None:
+    """Below the best count, as long as fewer steps explain the dump as well."""
+    while counts.done:
+        lowest = level(counts.case, counts.best)
+        fewest = min(n for n, t in counts.done.items() if level(counts.case, t) <= ALIKE * lowest)
+        before = len(counts.done)
+        counts.of(fewest - 1)
+        if len(counts.done) == before:
+            return
+
+
+def level(case: Case, trial: Trial) -> float:
+    """The residual of a trial, or what rounding of the dump alone may leave."""
+    return max(trial.residual, case.problem.precision)

@@ -21,9 +21,12 @@ from auditor.attacks.failures import told_of
 from auditor.attacks.first_layer import FirstLayer
 from auditor.attacks.labels import label_claim, single_step
 from auditor.attacks.step_counts import (
+    ALIKE,
     EXPLAINS,
+    USABLE,
     Case,
     first_pictures,
+    level,
     one_step,
     random_pictures,
     scale_of_steps,
@@ -31,6 +34,7 @@ from auditor.attacks.step_counts import (
     tried_counts,
 )
 from auditor.attacks.step_trial import Trial
+from auditor.checks import head_gradients
 from auditor.labels.estimate import UNCALIBRATED, estimate_labels
 from auditor.local_training import LONGEST, schedule
 from auditor.problem import read_as, tolerance_of
@@ -38,7 +42,8 @@ from auditor.records import Assumption, LabelClaim, LocalEstimate, Problem
 
 RATE, STEPS = "learning rate", "local steps"
 _SHARE = 1 / 3  # of the time that is left
-_ALIKE = 2.0  # residuals within this factor decide nothing
+_READ = 1e-2  # relative residual of pictures that were read, up to which they explain the update
+_OTHERS = 4  # classes that are tried in the place of one that was guessed
 
 
 def with_estimated_training(problem: Problem, *, seed: int, watch: Watch) -> Problem:
@@ -71,8 +76,9 @@ def _estimated(problem: Problem, seed: int, watch: Watch) -> Problem:
     if watch.deadline is not None:
         watch = replace(watch, deadline=now + _SHARE * max(watch.deadline - now, 0.0))
     case = _case(problem, claim, seed, watch)
-    first = first_pictures(case)
-    trials = [] if first is None or first.residual > EXPLAINS else tried_counts(case, first)
+    started = first_pictures(case)
+    case, first = (case, None) if started is None else started
+    trials = [] if first is None or first.residual > USABLE else tried_counts(case, first)
     found = _decided(case, trials) or _by_the_head(case)
     if found is None:
         return _without(problem, _why_not(case, first, trials))
@@ -113,6 +119,7 @@ def _case(problem: Problem, claim: LabelClaim, seed: int, watch: Watch) -> Case:
     case = Case(
         replace(problem, labels=claim),
         claim.estimate.to(device),
+        (),
         local.lr,
         local.steps,
         _read_pictures(problem, seed, watch),
@@ -121,7 +128,30 @@ def _case(problem: Problem, claim: LabelClaim, seed: int, watch: Watch) -> Case:
         seed=seed,
         expired=watch.expired,
     )
-    return case if claim.complete else replace(case, labels=_labels_at_size(case, claim))
+    if claim.complete:
+        return case
+    case = replace(case, labels=_labels_at_size(case, claim))
+    return replace(case, others=_other_labels(case, claim))
+
+
+def _other_labels(case: Case, claim: LabelClaim) -> tuple[Tensor, ...]:
+    """Labels (N,) with one that is not proved exchanged for a class that is likely, too."""
+    bias = head_gradients(case.problem)[1]
+    if bias is None:
+        return ()
+    counts = torch.bincount(case.labels.cpu(), minlength=len(bias))
+    guessed = (counts > claim.lower).nonzero().flatten()
+    if not len(guessed):
+        return ()
+    counts[guessed[bias[guessed].argmax()]] -= 1  # the least likely of them
+    found = []
+    for place in bias.argsort().tolist()[:_OTHERS]:
+        changed = counts.clone()
+        changed[place] += 1
+        labels = torch.repeat_interleave(torch.arange(len(bias)), changed)
+        if not torch.equal(labels, case.labels.cpu().sort().values):
+            found.append(labels.to(case.labels.device))
+    return tuple(found)
 
 
 def _read_pictures(problem: Problem, seed: int, watch: Watch) -> Tensor | None:
@@ -161,15 +191,15 @@ def _decided(case: Case, trials: list[Trial]) -> _Found | None:
     """The count with the smallest residual; of several that fit equally, the fewest steps."""
     if not trials:
         return None
-    floor = case.problem.precision
-    level = {trial.steps or 1: max(trial.residual, floor) for trial in trials}
-    lowest = min(level.values())
-    alike = sorted(steps for steps, value in level.items() if value <= _ALIKE * lowest)
-    sure = len(alike) == 1 and lowest <= EXPLAINS and (len(level) > 1 or case.steps is not None)
+    levels = {trial.steps or 1: level(case, trial) for trial in trials}
+    lowest = min(levels.values())
+    alike = sorted(steps for steps, value in levels.items() if value <= ALIKE * lowest)
+    enough = EXPLAINS if case.pinned is None else _READ  # of a picture that was read nothing moves
+    sure = len(alike) == 1 and lowest <= enough and (len(levels) > 1 or case.steps is not None)
     if not sure and lowest > tolerance_of(case.problem):
         return None
     chosen = next(trial for trial in trials if trial.steps == alike[0])
-    others = [value for steps, value in level.items() if steps not in alike]
+    others = [value for steps, value in levels.items() if steps not in alike]
     rest = LocalEstimate(_what(case), chosen.residual, min(others, default=None), tuple(alike[1:]))
     return _Found(chosen.lr, alike[0], rest)
 
