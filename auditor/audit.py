@@ -12,8 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from auditor.attacks import Attack, Milestone, Watch
 from auditor.attacks.failures import told_of
+from auditor.attacks.labels import looks_single
 from auditor.attacks.training_estimate import with_estimated_training
-from auditor.checks import caveats_of, contradiction, scale_caveats
+from auditor.checks import caveats_of, contradiction, other_than_said, scale_caveats
+from auditor.defences.loss_scale import without_loss_scale
 from auditor.defences.seen import look
 from auditor.errors import UsageError
 from auditor.evidence import examine, is_equal, is_verified
@@ -94,6 +96,7 @@ def run_audit(
         auxiliary=case.auxiliary,
     )
     _check_truth(case.truth, problem)
+    problem, scale = without_loss_scale(problem)
     looked = look(problem, case.dump)
     problem = replace(problem, channel=looked.channel)
     deadline = None if options.budget is None else begun + options.budget
@@ -113,7 +116,7 @@ def run_audit(
     shown = [finding for found in findings.values() for finding in found]
     every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
     audit = conclude(
-        Shown(every, reports, _caveats(problem, case, every, evidence, weighed)),
+        Shown(every, reports, _caveats(problem, case, every, evidence, weighed, scale)),
         evidence=options.evidence,
         fail_on=fail_on,
         allow_inconclusive=allow_inconclusive,
@@ -315,10 +318,12 @@ def _caveats(
     findings: tuple[Finding, ...],
     evidence: tuple[Evidence, ...],
     weighed: Weighed,
+    scale: float | None,
 ) -> tuple[Caveat, ...]:
     """All caveats. None voids a verdict that rests on a re-derived or measured picture."""
     defences = weighed.trust.defences
     raised = caveats_of(problem, case.dump, defences) + scale_caveats(problem)
+    raised += other_than_said(problem, single=looks_single(problem), scale=scale)
     raised += weighed.caveats
     for entry in evidence:
         if entry.recovery.labels is not None:

@@ -144,6 +144,16 @@ def _single(problem: Problem) -> statements.SingleSample | None:
     return found if found is not None and (found.proves_single or told) else None
 
 
+def looks_single(problem: Problem) -> bool:
+    """Whether the head's gradient is that of one sample although the batch is said to hold more."""
+    known = problem.knowledge
+    if known.batch_size is None or known.batch_size < 2:
+        return False
+    sums = head_sums(problem)
+    single = _single(replace(problem, knowledge=replace(known, batch_size=None)))
+    return sums is not None and sums.vanish and single is not None
+
+
 def single_step(problem: Problem) -> float | None:
     """The size of the dump beside the gradient of the one sample that its head fits (T3).
 
