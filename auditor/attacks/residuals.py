@@ -207,7 +207,8 @@ def matching_residual(
 def approximated(residual: MatchingResidual) -> MatchingResidual:
     """The same residual with a Jacobian of one gradient in the place of several local steps.
 
-    Right up to second order in the learning rate, at the cost of one step. Itself for one gradient.
+    Off by a term of first order in the learning rate (that the pictures move the weights between
+    the steps), at the cost of one step. Itself for one gradient.
     """
     problem, local = residual.problem, residual.problem.knowledge.local
     if local is None or is_one_gradient(problem):
@@ -220,6 +221,7 @@ def approximated(residual: MatchingResidual) -> MatchingResidual:
 def stand_in(problem: Problem, place: float) -> Problem:
     """One gradient at `place` between the weights before (0) and after (1) for all local steps.
 
+    At `midway` its gradient is the update's up to second order in the learning rate.
     Learning rate and steps of the problem have to be known.
     """
     known = problem.knowledge

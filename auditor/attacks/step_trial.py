@@ -1,10 +1,10 @@
 """One count of local steps, tried on an update: how well can any pictures explain it?
 
 With T steps fixed, the unknowns are the pictures and, where nobody said it, the learning rate. The
-residual is that of T simulated steps. Its Jacobian is taken from one gradient in their place: at
-`midway` between the weights before and after it differs from the mean of the steps' gradients in
-second order only, and costs the same whatever T is. Where the counts are not known either, that one
-gradient stands in for the steps altogether, and its place is an unknown.
+residual is that of T simulated steps. Its Jacobian is taken from one gradient in their place, at
+`midway` between the weights before and after: near enough for a search, at the same cost whatever
+T is. Where no count is known, that one gradient stands in for the steps altogether (it differs from
+their mean in second order), and its place is an unknown.
 Source: a stand-in on the line between the weights is from Zhu, Yao, Blaschko 2023,
 arXiv:2306.00127; which place belongs to which count, and its use as a Jacobian, are ours.
 """
@@ -74,7 +74,7 @@ class Hypothesis:
         return self._of(read if self.steps is not None else stand_in(read, float(tail[-1])))
 
     def cheap(self, tail: Tensor) -> MatchingResidual:
-        """The same up to second order, by one gradient."""
+        """One gradient in the steps' place, for its Jacobian."""
         if self.steps is None:
             return self.residual(tail)
         training = self.training(tail)
