@@ -12,7 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from auditor.attacks import Attack, Milestone, Watch
 from auditor.attacks.failures import told_of
-from auditor.checks import caveats_of, contradiction, scale_caveats
+from auditor.attacks.labels import looks_single
+from auditor.attacks.training_estimate import with_estimated_training
+from auditor.checks import caveats_of, contradiction, other_than_said, scale_caveats
+from auditor.defences.loss_scale import without_loss_scale
 from auditor.defences.seen import look
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
@@ -99,6 +102,7 @@ def run_audit(
     require_classes(problem.trace.head)
     require_fitting(case.truth, problem)
     case = replace(case, truth=in_units(problem, case.truth))
+    problem, scale = without_loss_scale(problem)
     looked = look(problem, case.dump)
     problem = replace(problem, channel=looked.channel)
     deadline = None if options.budget is None else begun + options.budget
@@ -120,7 +124,7 @@ def run_audit(
     shown = [finding for found in findings.values() for finding in found]
     every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
     audit = conclude(
-        Shown(every, reports, _caveats(problem, case, every, evidence, weighed) + doubts),
+        Shown(every, reports, _caveats(problem, case, every, evidence, weighed, scale) + doubts),
         evidence=options.evidence,
         fail_on=fail_on,
         allow_inconclusive=allow_inconclusive,
@@ -183,6 +187,8 @@ def _run_attacks(
         chosen = [attack for attack in options.attacks if attack.name in options.selected]
         for place, attack in enumerate(chosen):
             if not _needless(problem, attack, answers, options):
+                if attack.name.startswith("images."):
+                    problem = with_estimated_training(problem, seed=options.seed, watch=watch)
                 share = share_of(watch, last=place == len(chosen) - 1)
                 answers[attack.name] = _run_one(problem, attack, options, share, unfinished)
                 problem = _with_labels(problem, answers[attack.name])
@@ -334,11 +340,13 @@ def _caveats(
     findings: tuple[Finding, ...],
     evidence: tuple[Evidence, ...],
     weighed: Weighed,
+    scale: float | None,
 ) -> tuple[Caveat, ...]:
     """All caveats. None voids a verdict that rests on a re-derived or measured picture."""
     trust = weighed.trust
     raised = caveats_of(problem, case.dump, trust.defences, belongs=trust.belongs)
     raised += scale_caveats(problem)
+    raised += other_than_said(problem, single=looks_single(problem), scale=scale)
     raised += weighed.caveats
     for entry in evidence:
         if entry.recovery.labels is not None:

@@ -99,16 +99,10 @@ def caveats_of(
         *_head_caveats(problem, seen, belongs),
         *_assumed(known),
         *mode_caveats(known, problem.mode_shown),
+        *_estimated(known),
     ]
-    if known.mode == "train" and problem.trace.dropout:
-        raised.append(
-            Caveat(
-                "GA303",
-                "The model has dropout and the dump was made in training mode: its random "
-                "mask is not in the dump, so no input can be verified.",
-                voids=False,
-            )
-        )
+    raised += _dropout(problem)
+    raised += _set_aside(problem, dump)
     if dump.missing:
         raised.append(
             Caveat(
@@ -131,6 +125,31 @@ def caveats_of(
             Caveat(
                 "GA305",
                 "The batch size is unknown: images cannot be rebuilt. Say it with --batch-size.",
+                voids=False,
+            )
+        )
+    return tuple(raised)
+
+
+def other_than_said(problem: Problem, *, single: bool, scale: float | None) -> tuple[Caveat, ...]:
+    """What the head's gradient says against what was said: one sample only, or a loss scale."""
+    raised = []
+    if single:
+        raised.append(
+            Caveat(
+                "GA321",
+                "The head's gradient is that of a single sample, or of several that the head "
+                f"cannot tell apart, but the batch is said to hold {problem.knowledge.batch_size}. "
+                "Say --batch-size 1 if it is one: more attacks read a single sample.",
+                voids=False,
+            )
+        )
+    if scale is not None:
+        raised.append(
+            Caveat(
+                "GA322",
+                f"The dump is about {scale:g} times a gradient, as loss scaling in mixed precision "
+                "(GradScaler) leaves it: it was divided by that. Dump after scaler.unscale_.",
                 voids=False,
             )
         )
@@ -188,6 +207,79 @@ def _assumed(known: Knowledge) -> list[Caveat]:
     if not assumed:
         return []
     return [Caveat("GA302", f"Assumed, because nobody said: {', '.join(assumed)}.", voids=False)]
+
+
+def _dropout(problem: Problem) -> list[Caveat]:
+    """GA303 where a random mask is in the gradient, or may be because nobody said the mode."""
+    known = problem.knowledge
+    assumed = any(a.what == "mode" and a.origin == "assumed" for a in known.assumptions)
+    if not problem.trace.dropout or (known.mode == "eval" and not assumed):
+        return []
+    text = (
+        "The model has dropout and the dump was made in training mode: its random "
+        "mask is not in the dump, so no input can be verified."
+    )
+    if known.mode == "eval":
+        text = (
+            "The model has dropout and nobody said in which mode the dump was made. If in training "
+            "mode, its random mask is not in the dump, and an input that was not recovered means "
+            "nothing. Say --mode."
+        )
+    return [Caveat("GA303", text, voids=False)]
+
+
+def _set_aside(problem: Problem, dump: GradientDump) -> list[Caveat]:
+    """What was given but does not fit, or does not reach: buffers, and auxiliary pictures."""
+    raised = []
+    if dump.set_aside:
+        raised.append(
+            Caveat(
+                "GA318",
+                f"Left out, because they do not fit the model: the buffers "
+                f"{', '.join(dump.set_aside)}. What they say of steps, mode and statistics is not "
+                "used.",
+                voids=False,
+            )
+        )
+    classes = problem.trace.head.classes
+    shown = classes if problem.auxiliary is None else len(set(problem.auxiliary.labels.tolist()))
+    if shown < classes:
+        raised.append(
+            Caveat(
+                "GA319",
+                f"The auxiliary pictures show {shown} of the model's {classes} classes: estimates "
+                "of labels and controls know nothing of the others.",
+                voids=False,
+            )
+        )
+    return raised
+
+
+def _estimated(known: Knowledge) -> list[Caveat]:
+    """GA317 for an update whose training nobody described in full."""
+    local = known.local
+    if local is None or local.estimate is None:
+        return []
+    found = local.estimate
+    if not found.what:
+        text = (
+            "The learning rate or the local steps of the update were not said and could not be "
+            f"estimated: {found.reason}. Attacks that simulate the steps did not look."
+        )
+        return [Caveat("GA317", text, voids=False)]
+    values = {"learning rate": f"{local.lr:.6g}", "local steps": str(local.steps)}
+    said = ", ".join(f"{what} {values[what]}" for what in found.what)
+    text = f"Nobody said how the client trained; estimated from the dump: {said}."
+    if found.residual is not None:
+        text += f" The best pictures leave a relative residual of {found.residual:.1e}"
+        rest = (
+            "" if found.runner_up is None else f", with the next best count {found.runner_up:.1e}"
+        )
+        text += f"{rest}."
+    if found.also:
+        also = ", ".join(map(str, found.also))
+        text += f" As many steps explain the dump as well: {also}; the fewest were used."
+    return [Caveat("GA317", text, voids=False)]
 
 
 def scale_caveats(problem: Problem) -> tuple[Caveat, ...]:

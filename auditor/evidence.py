@@ -23,6 +23,7 @@ from auditor.bounds.fit import Fit, fit_of
 from auditor.metrics import match_batch, psnr
 from auditor.problem import (
     gradient_of,
+    is_estimated,
     is_in_range,
     relative_residual,
     residuals_of,
@@ -199,11 +200,13 @@ def is_proved(problem: Problem, evidence: Evidence) -> bool:
     """Whether the one picture follows from the dump, layer by layer, with nothing left to choose.
 
     Every layer's equations hold and determine its input; every reading re-derives to the dump; and
-    readings with other rounding errors and other starts end within the rounding of a pixel.
+    readings with other rounding errors and other starts end within the rounding of a pixel. Nothing
+    is proved of an update whose learning rate or steps were estimated.
     """
     links, readings = evidence.recovery.links, evidence.worst_residuals
     return (
         problem.knowledge.batch_size == 1
+        and not is_estimated(problem)
         and bool(links)
         and all(link.solved and not link.constrained for link in links)
         and len(readings) >= 2

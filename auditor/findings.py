@@ -36,7 +36,7 @@ from auditor.records import (
     Truth,
 )
 from auditor.rules import finding_of
-from auditor.samples.findings import sample_finding
+from auditor.samples.findings import estimated_training, sample_finding
 from auditor.severity import input_severity, label_severity
 from auditor.trials.fidelity import Fidelity, ceiling_of
 
@@ -251,7 +251,7 @@ def _claimed_finding(
     premises = ["model, loss and batch size are as listed under assumptions"]
     if certainty == "proved":
         premises.append("the gradient is that of one sample (its rank was tested)")
-    premises += evidence.recovery.assumed
+    premises += [*evidence.recovery.assumed, *estimated_training(problem)]
     return finding_of(
         _code(problem, verified),
         severity,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -51,6 +52,21 @@ def schedule(training: LocalTraining) -> Schedule | None:
     counts = [-value / training.lr for value in reversed(moved)]  # C_t: T - t + 1 steps to go
     whole = sum(counts)
     return Schedule(tuple(c / whole for c in counts), training.lr * whole, 1.0 - left[-1])
+
+
+def midway(training: LocalTraining) -> float | None:
+    """Where on the line from the weights before to those after the steps' gradients lie, 0 ... 1/2.
+
+    Up to second order in the learning rate the pseudo-gradient is the gradient at before + midway *
+    (after - before): the weighted mean of the steps' places. (1 - 1/T) / 2 without momentum. None
+    when learning rate or steps are not known.
+    Source: Zhu, Yao, Blaschko 2023, arXiv:2306.00127, search that place; the formula is ours.
+    """
+    plan = schedule(training)
+    if plan is None:
+        return None
+    places = [0.0, *accumulate(reversed(plan.shares))]  # of equal gradients, before each step
+    return sum(share * place for share, place in zip(plan.shares, places[:-1], strict=True))
 
 
 def _response(

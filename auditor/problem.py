@@ -27,7 +27,14 @@ from auditor.local_training import (
     simulate,
     total_steps,
 )
-from auditor.records import Auxiliary, GradientDump, Knowledge, Problem, Trace
+from auditor.records import (
+    Auxiliary,
+    GradientDump,
+    Knowledge,
+    LocalTraining,
+    Problem,
+    Trace,
+)
 from auditor.trace import trace
 
 # Matching is ill-conditioned: small networks are cheap enough to be matched in double precision.
@@ -87,13 +94,56 @@ def _sent(
     return pseudo_gradient(update, before, knowledge.local)
 
 
+def read_as(problem: Problem, local: LocalTraining) -> Problem:
+    """The same update read as that of another training, whose learning rate and steps are known.
+
+    Raises ValueError for a gradient, or when they are not.
+    """
+    told, plan = problem.knowledge.local, schedule(local)
+    if told is None or plan is None:
+        raise ValueError("only an update can be read as that of a training")
+    before = dict(problem.module.named_parameters())
+    changes = change_of(problem)
+    sent = pseudo_gradient(changes, {name: before[name].detach() for name in changes}, local)
+    grown = _grown(changes, sent, plan.scale) / _grown(changes, problem.gradient, _scale(told))
+    known = replace(problem.knowledge, local=local)
+    precision = problem.precision * grown
+    return replace(problem, gradient=sent, precision=precision, knowledge=known)
+
+
+def change_of(problem: Problem) -> dict[str, Tensor]:
+    """The update behind `problem.gradient`, by name: weights after minus weights before.
+
+    Raises ValueError for a gradient.
+    """
+    local = problem.knowledge.local
+    if local is None:
+        raise ValueError("a gradient is no update")
+    plan, scale = schedule(local), _scale(local)
+    if plan is None or not plan.decayed:
+        return {name: -scale * part for name, part in problem.gradient.items()}
+    before = dict(problem.module.named_parameters())
+    return {
+        name: -scale * part - plan.decayed * before[name].detach()
+        for name, part in problem.gradient.items()
+    }
+
+
+def _scale(local: LocalTraining) -> float:
+    """The update over `pseudo_gradient`, in size."""
+    plan = schedule(local)
+    return (local.lr or 1.0) if plan is None else plan.scale
+
+
 def _growth(dump: GradientDump, sent: Mapping[str, Tensor], knowledge: Knowledge) -> float:
     """How much the errors of an update grew, relative to what is left without weight decay."""
     plan = None if knowledge.local is None else schedule(knowledge.local)
-    if plan is None:
-        return 1.0
-    whole = torch.stack([part.double().norm() for part in dump.tensors.values()]).norm()
-    left = torch.stack([part.norm() for part in sent.values()]).norm() * plan.scale
+    return 1.0 if plan is None else _grown(dump.tensors, sent, plan.scale)
+
+
+def _grown(changes: Mapping[str, Tensor], sent: Mapping[str, Tensor], scale: float) -> float:
+    whole = torch.stack([part.double().norm() for part in changes.values()]).norm()
+    left = torch.stack([part.double().norm() for part in sent.values()]).norm() * scale
     return max(1.0, float(whole / left.clamp_min(torch.finfo(left.dtype).tiny)))
 
 
@@ -189,9 +239,15 @@ def is_one_gradient(problem: Problem) -> bool:
 
 
 def is_scaled(problem: Problem) -> bool:
-    """Whether the scale of `problem.gradient` is known; of an update it needs lr and steps."""
+    """Whether the scale of `problem.gradient` is known, not estimated; it needs lr and steps."""
     local = problem.knowledge.local
-    return local is None or schedule(local) is not None
+    return local is None or (schedule(local) is not None and not is_estimated(problem))
+
+
+def is_estimated(problem: Problem) -> bool:
+    """Whether the learning rate or the steps of the update were estimated from the dump."""
+    local = problem.knowledge.local
+    return local is not None and local.estimate is not None and bool(local.estimate.what)
 
 
 def why_not_simulated(problem: Problem) -> str | None:
@@ -220,6 +276,8 @@ def heaviest_sample(problem: Problem) -> float | None:
     known = problem.knowledge
     if known.local is None:
         return 1.0
+    if is_estimated(problem):
+        return None
     if known.batch_size is None:
         return 1.0 if is_one_gradient(problem) else None
     return heaviest_weight(known.local, known.batch_size, mean=known.reduction == "mean")

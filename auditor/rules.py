@@ -280,6 +280,49 @@ RULES: tuple[Rule, ...] = (
         "Say the right --batch-size; a sum over clients is a batch of all their samples.",
     ),
     Rule(
+        "GA317",
+        "Learning rate or local steps were estimated, or could not be",
+        "Nobody said how the client trained. The counts of steps were tried in turn; the one with "
+        "which pictures explain the update best was used.",
+        "Claims that rest on an estimate are verified at best, never proved. Without one, attacks "
+        "that simulate the steps cannot look.",
+        "Say --lr and --local-steps.",
+    ),
+    Rule(
+        "GA318",
+        "Buffers of the update do not fit the model",
+        "Running statistics or step counters in the update have another shape than the model's, "
+        "are not numbers, or belong to a batch norm that the model does not have.",
+        "The parameters are audited without them. Parameters that fit while buffers do not may "
+        "mean that the model is another one.",
+        "Give the model that the client trained, or leave the buffers out.",
+    ),
+    Rule(
+        "GA319",
+        "The auxiliary pictures do not show every class",
+        "The folder or file of --aux holds pictures of some of the model's classes only.",
+        "Labels that are not proved are estimated with simulated clients that hold these classes "
+        "alone.",
+        "Add pictures of the classes that are missing; a few each will do.",
+    ),
+    Rule(
+        "GA321",
+        "The gradient is that of one sample, not of the batch that was said",
+        "The head's gradient is one outer product, and its bias is what this model predicts of "
+        "one sample.",
+        "Attacks that read a single sample exactly do not run for a batch.",
+        "Say --batch-size 1 if the gradient is of one sample.",
+    ),
+    Rule(
+        "GA322",
+        "The gradient was multiplied with a loss scale",
+        "Mixed-precision training multiplies the loss with a power of two (GradScaler begins with "
+        "65536); this dump was made before that was taken out.",
+        "The dump was divided by the power of two that fits. Of a batch it is a guess; if it is "
+        "wrong, attacks that compare sizes fail.",
+        "Call scaler.unscale_(optimizer) before the gradient is dumped.",
+    ),
+    Rule(
         "GA401",
         "The model holds an imprint layer",
         "Rows of a linear layer are parallel and differ in their biases alone, so each input of a "

@@ -1,7 +1,7 @@
 """Updates of local SGD steps: pictures and labels from the papers' LeNet, and the first layer.
 
     python benchmarks/updates.py --data FILE.npz [--size 16] [--counts 1,2,4] [--steps 1,2,5,10]
-        [--lr 0.01] [--trials 2] [--limit 120] [--first-layer-only]
+        [--lr 0.01] [--trials 2] [--limit 120] [--first-layer-only | --estimates-only]
 
 FILE.npz holds `images` (uint8, NHWC or NHW), `labels` and `num_classes`; pictures are resized to
 --size. Each trial has pictures and weights of its own. The client takes all its pictures in every
@@ -10,6 +10,9 @@ step, with torch's SGD in single precision; the update is the difference of its 
 LeNet (sigmoid, weights uniform in +-0.5): images.lm, told batch size, learning rate and steps. The
 row with the smallest residual counts. First layer: one picture, a network that begins with
 a linear layer and goes on with ReLU and layer norm, default initialisation: images.first_layer.
+Estimates: LeNet as above, but nobody says the steps, or neither steps nor learning rate. How often
+the count is found, how far the learning rate is off, and what images.lm makes of it beside what it
+makes of the told training.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -26,11 +29,12 @@ from common import decibels, environment, mean_squared_errors, pictures
 from torch import Tensor, nn
 
 from auditor.attacks import Attack, FirstLayer, LayerByLayer, LevenbergMarquardt, Watch, label_claim
+from auditor.attacks.training_estimate import with_estimated_training
 from auditor.evidence import examine, is_verified
 from auditor.facts import Flags, LocalFlags, settle
 from auditor.metrics import label_accuracy
 from auditor.problem import is_one_gradient, make_problem, to_pixels
-from auditor.records import Failed, Problem, Truth
+from auditor.records import Failed, Metadata, Problem, Truth
 from auditor.simulate import simulate_dump
 from auditor.zoo import LeNet, uniform_weights
 
@@ -49,11 +53,16 @@ class Trial:
     verified: bool
 
 
-def problem_of(model: nn.Module, truth: Truth, local: LocalFlags) -> Problem:
-    """The attacker's problem: model, update, and what `local` says of the training."""
+def problem_of(
+    model: nn.Module, truth: Truth, local: LocalFlags, *, told: LocalFlags | None = None
+) -> Problem:
+    """The attacker's problem: model, update by `local`, and what is `told` of it; None: all."""
     shape = tuple(truth.inputs.shape[1:])
     flags = Flags(input_shape=shape, reduction="mean", label_smoothing=0.0, local=local)
     dump = simulate_dump(model, truth, flags)
+    if told is not None:
+        dump = replace(dump, metadata=Metadata(batch_size=len(truth.labels)))
+        flags = replace(flags, local=told)
     known = settle(dump, model, flags)
     return make_problem(model, dump, known, device=torch.device("cpu"))
 
@@ -129,6 +138,56 @@ def lenet(options: argparse.Namespace) -> None:
             print(row(f"{count}, {steps}", found), flush=True)
 
 
+def estimates(options: argparse.Namespace) -> None:
+    """Updates that do not say how many steps they are of, or at which learning rate."""
+    counts = [int(part) for part in options.counts.split(",")]
+    data = pictures(options.data, max(counts) * options.trials, options.size)
+    print(f"\nLeNet, {options.size}x{options.size}, learning rate {options.lr:g}, not all told\n")
+    print("| pictures, steps | told | count found, labels right | learning rate off by | residual, "
+          "runner-up | seconds | images.lm: PSNR each, dB | seconds |\n|" + "---|" * 8)  # fmt: skip
+    for count in counts:
+        for steps in (int(part) for part in options.steps.split(",")):
+            for trial in range(options.trials):
+                rows = slice(trial * count, (trial + 1) * count)
+                truth = Truth(data.images[rows], data.labels[rows])
+                net = LeNet(data.images.shape[1], data.images.shape[2], data.classes)
+                model = uniform_weights(net, seed=trial).eval()
+                for name in ("all", "learning rate", "nothing"):
+                    line = estimate(model, truth, name, steps, trial, options)
+                    print(f"| {count}, {steps} | {line}", flush=True)
+
+
+def estimate(
+    model: nn.Module, truth: Truth, name: str, steps: int, seed: int, options: argparse.Namespace
+) -> str:
+    """What one update told only `name` of its training comes to; the rest of one table row."""
+    local, rate = LocalFlags("update", options.lr, steps), options.lr
+    told = {"all": local, "learning rate": LocalFlags("update", rate)}.get(name)
+    problem = problem_of(model, truth, local, told=told or LocalFlags("update"))
+    with mock.patch.object(time, "monotonic", time.process_time):
+        begun = time.process_time()
+        watch = Watch(deadline=begun + 3 * options.limit)  # of which the estimate has a third
+        problem = with_estimated_training(problem, seed=seed, watch=watch)
+        seconds = time.process_time() - begun
+    found = problem.knowledge.local
+    assert found is not None
+    said = found.estimate
+    cells = "| | | |"
+    if said is not None:
+        labels = None if problem.labels is None else problem.labels.estimate
+        right = labels is not None and labels.tolist() == sorted(truth.labels.tolist())
+        off = "" if found.lr is None else f"{abs(found.lr / rate - 1):.0e}"
+        levels = ", ".join("" if v is None else f"{v:.0e}" for v in (said.residual, said.runner_up))
+        verdict = f"{found.steps}{'' if found.steps == steps else ' (wrong)'}, {right}"
+        cells = f"{verdict} | {off} | {levels} | {seconds:.1f} |"
+    if name == "learning rate":
+        return f"{name} | {cells} | |"
+    trial = run(problem, LevenbergMarquardt(), truth, 1000 + seed, options.limit)
+    heard = ", ".join(f"{decibels(error):.1f}" for error in trial.errors)
+    sure = " verified" if trial.verified else ""
+    return f"{name} | {cells} {heard}{sure} | {trial.seconds:.1f} |"
+
+
 def first_layer(options: argparse.Namespace) -> None:
     """The exact case: one picture, any number of steps."""
     data = pictures(options.data, options.exact_trials, options.size)
@@ -163,12 +222,16 @@ def main() -> None:
     parser.add_argument("--exact-trials", type=int, default=10)
     parser.add_argument("--limit", type=float, default=120.0, help="processor seconds of a trial")
     parser.add_argument("--first-layer-only", action="store_true")
+    parser.add_argument("--estimates-only", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{environment()}\n", flush=True)
     if not options.first_layer_only:
-        lenet(options)
-    first_layer(options)
+        if not options.estimates_only:
+            lenet(options)
+        estimates(options)
+    if not options.estimates_only:
+        first_layer(options)
 
 
 if __name__ == "__main__":

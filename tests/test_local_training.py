@@ -5,6 +5,7 @@ import torch
 
 from auditor.local_training import (
     heaviest_weight,
+    midway,
     pseudo_gradient,
     schedule,
     simulate,
@@ -113,3 +114,25 @@ def test_simulated_steps_are_those_of_the_optimizer(training, batch):
 )
 def test_the_heaviest_sample(training, samples, mean, expected):
     assert heaviest_weight(training, samples, mean=mean) == pytest.approx(expected)
+
+
+@each
+def test_midway_is_the_mean_place_of_the_steps(training):
+    """By torch's own steps along a straight way: equal gradients, no decay."""
+    plain = LocalTraining(
+        training.lr, training.steps, None, training.momentum, 0.0, training.epochs
+    )
+    count = total_steps(plain)
+    places = []
+    for steps in range(count + 1):
+        before, after = sgd(plain, torch.ones(steps, 3, dtype=torch.float64))
+        places.append(float((before - after)[0]))
+    shares = schedule(plain).shares
+    wanted = sum(share * place for share, place in zip(shares, places[:-1], strict=True))
+    assert midway(plain) == pytest.approx(wanted / places[-1], abs=1e-12)
+
+
+def test_midway_by_hand():
+    assert midway(LocalTraining(0.1, 1, None)) == 0
+    assert midway(LocalTraining(0.1, 10, None)) == pytest.approx((1 - 1 / 10) / 2)
+    assert midway(LocalTraining(None, 10, None)) is None

@@ -14,15 +14,18 @@ from torch.nn import functional as F
 from auditor import UsageError
 from auditor.attacks import ATTACKS, FirstLayer, LayerByLayer, Watch, label_claim
 from auditor.attacks.matching import dense_distance, matching_objective
-from auditor.attacks.residuals import matching_residual
+from auditor.attacks.residuals import approximated, matching_residual, stand_in
 from auditor.checks import caveats_of, head_sums, scale_caveats
 from auditor.evidence import examine, is_verified
+from auditor.local_training import midway
 from auditor.metrics import psnr
 from auditor.problem import (
+    change_of,
     gradient_of,
     heaviest_sample,
     is_one_gradient,
     is_scaled,
+    read_as,
     relative_residual,
     residuals_of,
     to_pixels,
@@ -143,6 +146,40 @@ def test_the_jacobian_goes_through_the_steps():
     unit[0, place] = step
     wanted = (residual(row + unit) - residual(row - unit))[0] / (2 * step)
     assert torch.allclose(dense[:, place], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.5}], ids=str)
+def test_one_gradient_in_the_steps_place_is_right_to_second_order_and_its_jacobian_to_first(
+    settings,
+):
+    """At a tenth of the learning rate: a hundredth and a tenth of what they are off by."""
+    values, jacobians = [], []
+    for lr in (0.02, 0.002):
+        had = lenet_client(2, steps=4, lr=lr, dtype=torch.float64, **settings)
+        problem = had.problem()
+        near = stand_in(problem, midway(problem.knowledge.local))
+        found = gradient_of(near, had.inputs.double(), had.labels)
+        values.append(relative_residual(problem, found))
+        residual = matching_residual(problem, had.labels, size=2)
+        row = had.inputs.double().flatten()[None]
+        one, other = (r.dense(row, lambda: False)[0] for r in (residual, approximated(residual)))
+        jacobians.append(float((one - other).norm() / one.norm()))
+    assert values[1] < 0.02 * values[0]
+    assert jacobians[1] < 0.2 * jacobians[0] < 0.1
+    assert min(values) > 1e-8
+
+
+@pytest.mark.parametrize("settings", [{"steps": 3}, {"steps": 4, "momentum": 0.5, "decay": 1e-2}])
+def test_an_update_can_be_read_as_that_of_another_training(settings):
+    had = lenet_client(2, **settings)
+    told, other = had.problem(), had.problem(lr=0.05, steps=7)
+    read = read_as(told, other.knowledge.local)
+    for name, part in other.gradient.items():
+        assert torch.allclose(read.gradient[name], part, rtol=1e-9, atol=1e-12), name
+    assert read.precision == pytest.approx(other.precision, rel=1e-6)
+    sent = had.update()
+    for name, change in change_of(read).items():
+        assert torch.allclose(change, sent[name].double(), rtol=1e-9, atol=1e-12), name
 
 
 # --------------------------------------------------------------------------- labels

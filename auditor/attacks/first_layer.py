@@ -15,14 +15,20 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.base import Watch
-from auditor.attacks.closed_form import claim_of, pixel_bounds, read_alone
+from auditor.attacks.closed_form import claim_of, objective, pixel_bounds, read_alone
 from auditor.attacks.labels import label_claim
 from auditor.graph import Recording
 from auditor.inversion.anchor import Anchored
 from auditor.inversion.layers import Broken, Chain, chain_of
 from auditor.inversion.link_solver import Settings
 from auditor.inversion.walk import Walk, walk
-from auditor.problem import is_one_gradient, to_pixels, why_not_simulated
+from auditor.problem import (
+    is_estimated,
+    is_one_gradient,
+    to_pixels,
+    tolerance_of,
+    why_not_simulated,
+)
 from auditor.records import Problem, Recovery
 
 _FINEST, _COARSEST = 1e-13, 1e-6  # tolerance of the least-squares problems, as in layers.py
@@ -62,7 +68,7 @@ class FirstLayer:
         like = next(iter(problem.gradient.values()))
         inputs = found.inputs.to(like.dtype).view(-1, 1, *problem.knowledge.input_shape)
         labels = label_claim(problem).estimate
-        if labels is None or why_not_simulated(problem) is not None:
+        if labels is None or not _can_be_checked(problem, inputs, labels):
             return _sample(problem, chain, inputs)
         return claim_of(
             problem,
@@ -72,6 +78,16 @@ class FirstLayer:
             expired=watch.expired(),
             links=found.links,
         )
+
+
+def _can_be_checked(problem: Problem, inputs: Tensor, labels: Tensor) -> bool:
+    """Whether a gradient can be derived from (2, 1, C, H, W), and an estimate does not spoil it."""
+    if why_not_simulated(problem) is not None:
+        return False
+    if not is_estimated(problem):
+        return True
+    apart = objective(problem, inputs[0], labels.to(inputs.device))
+    return apart <= tolerance_of(problem) ** 2
 
 
 def _chain(problem: Problem) -> Chain | Broken:

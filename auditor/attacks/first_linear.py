@@ -57,7 +57,9 @@ def first_linear(problem: Problem) -> FirstLinear | str:
     if isinstance(problem.module, torch.jit.ScriptModule):
         return "a TorchScript model is not taken apart"
     if not is_one_gradient(problem):
-        return "the update is of several steps: units that are off in one may be on in another"
+        return (
+            "the update is not known to be one step: units that are off in one may be on in another"
+        )
     recording = recorded_or_why(problem)
     if isinstance(recording, str):
         return recording

@@ -144,6 +144,34 @@ def _single(problem: Problem) -> statements.SingleSample | None:
     return found if found is not None and (found.proves_single or told) else None
 
 
+def looks_single(problem: Problem) -> bool:
+    """Whether the head's gradient is that of one sample although the batch is said to hold more."""
+    known = problem.knowledge
+    if known.batch_size is None or known.batch_size < 2:
+        return False
+    sums = head_sums(problem)
+    single = _single(replace(problem, knowledge=replace(known, batch_size=None)))
+    return sums is not None and sums.vanish and single is not None
+
+
+def single_step(problem: Problem) -> float | None:
+    """The size of the dump beside the gradient of the one sample that its head fits (T3).
+
+    None when the head's bias was not sent, or fits no single step of one sample.
+    """
+    single, (weight, bias) = _single(problem), head_gradients(problem)
+    head = problem.trace.head
+    if single is None or weight is None or bias is None or head.bias is None:
+        return None
+    named = dict(problem.module.named_parameters())
+    matrix, offset = (named[n].detach().cpu().double() for n in (head.weight, head.bias))
+    gap = torch.softmax(matrix @ (weight.mT @ bias / bias.square().sum()) + offset, 0)
+    smoothing = problem.knowledge.label_smoothing
+    gap = gap - smoothing / len(gap)
+    gap[single.label] -= 1 - smoothing
+    return float(bias @ gap / gap.square().sum())
+
+
 def _single_claim(problem: Problem, single: statements.SingleSample) -> LabelClaim:
     told = problem.knowledge.batch_size == 1
     lower = torch.zeros(problem.trace.head.classes, dtype=torch.int64)

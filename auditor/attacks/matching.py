@@ -132,7 +132,12 @@ def _distance(
     named = dict(problem.module.named_parameters())
     rest = [name for name in problem.gradient if name != problem.trace.head.weight]
     wanted = [named[name] for name in rest] + [logits]
-    *parts, delta = torch.autograd.grad(loss, wanted, create_graph=True)
+    # Where the pass depends on values, a candidate may not use all that the client's picture used.
+    found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True)
+    *parts, delta = (
+        torch.zeros_like(part) if gradient is None else gradient
+        for gradient, part in zip(found, wanted, strict=True)
+    )
     value = _sum_of_squares(problem, dict(zip(rest, parts, strict=True)), weights)
     return value + weights[problem.trace.head.weight] * _head_distance(head, delta, features)
 

@@ -8,17 +8,19 @@ then random ones. With s = K nothing is lost.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from auditor.attacks.matching import called_once, head_hook, low_rank, tensor_weights
-from auditor.problem import is_one_gradient, loss_of, simulated_gradient
-from auditor.records import Problem
+from auditor.local_training import midway, schedule
+from auditor.problem import change_of, is_one_gradient, loss_of, simulated_gradient
+from auditor.records import LocalTraining, Problem
 from auditor.solve import LinearMap, jacobian_products
 
 _SPARE_ROWS = 2  # of S, beyond the batch size
@@ -42,6 +44,7 @@ class MatchingResidual:
     left: Tensor | None  # S (s, K)
     target: Tensor  # (m,)
     independent: bool  # a sample's gradient does not depend on the others'
+    stand_in: MatchingResidual | None = None  # whose Jacobian is taken instead; None: its own
 
     @property
     def pixels(self) -> int:
@@ -85,7 +88,7 @@ class MatchingResidual:
 
     def dense(self, rows: Tensor, expired: Callable[[], bool]) -> Tensor | None:
         """The Jacobians (R, m, n), column by column; None when the budget ended."""
-        found = [self._jacobian(row, expired) for row in rows]
+        found = [(self.stand_in or self)._jacobian(row, expired) for row in rows]
         whole = [part for part in found if part is not None]
         if len(whole) < len(found):
             return None
@@ -93,7 +96,7 @@ class MatchingResidual:
 
     def linear_map(self, rows: Tensor) -> LinearMap:
         """The Jacobians at rows (R, n) as a map. Holds the graphs of R gradients."""
-        return jacobian_products(self, rows)[1]
+        return jacobian_products(self.stand_in or self, rows)[1]
 
     def _jacobian(self, row: Tensor, expired: Callable[[], bool]) -> Tensor | None:
         """J' (n, m) of one row, from products with unit vectors (forward over reverse)."""
@@ -178,23 +181,66 @@ class MatchingResidual:
         return torch.cat(parts)
 
 
-def matching_residual(problem: Problem, labels: Tensor | None, *, size: int) -> MatchingResidual:
+def matching_residual(
+    problem: Problem, labels: Tensor | None, *, size: int, short: bool = True
+) -> MatchingResidual:
     """The residual for a batch of `size` with `labels` (N,), or with soft labels to be found.
+
+    `short`: the head's gradient may enter as S sees it; otherwise every entry does.
 
     |r|^2 is the objective of `matching_objective` with layer weights, when the batch has at least
     K - 2 samples; otherwise what S sees of it.
     """
     _prepare_forward_mode()
     roots = {name: weight.sqrt() for name, weight in tensor_weights(problem, "layer").items()}
-    head = _plain_head(problem, size)
+    head = _plain_head(problem, size) if short else None
     left = None if head is None else _left(problem, size)
-    short = {problem.trace.head.weight} if head is not None else set()
-    parts = [roots[n] * g.flatten() for n, g in problem.gradient.items() if n not in short]
+    apart = {problem.trace.head.weight} if head is not None else set()
+    parts = [roots[n] * g.flatten() for n, g in problem.gradient.items() if n not in apart]
     if left is not None:
         name = problem.trace.head.weight
         parts.append(roots[name] * (left @ problem.gradient[name]).flatten())
     alone = _independent(problem, size)
     return MatchingResidual(problem, labels, size, roots, head, left, torch.cat(parts), alone)
+
+
+def approximated(residual: MatchingResidual) -> MatchingResidual:
+    """The same residual with a Jacobian of one gradient in the place of several local steps.
+
+    Off by a term of first order in the learning rate (that the pictures move the weights between
+    the steps), at the cost of one step. Itself for one gradient.
+    """
+    problem, local = residual.problem, residual.problem.knowledge.local
+    if local is None or is_one_gradient(problem):
+        return residual
+    single = stand_in(problem, midway(local) or 0.0)
+    near = matching_residual(single, residual.labels, size=residual.size, short=False)
+    return replace(residual, stand_in=near)
+
+
+def stand_in(problem: Problem, place: float) -> Problem:
+    """One gradient at `place` between the weights before (0) and after (1) for all local steps.
+
+    At `midway` its gradient is the update's up to second order in the learning rate.
+    Learning rate and steps of the problem have to be known.
+    """
+    known = problem.knowledge
+    plan = None if known.local is None else schedule(known.local)
+    assert plan is not None
+    single = LocalTraining(plan.scale, 1, known.batch_size)
+    moved = _moved(problem.module, change_of(problem), place)
+    return replace(problem, module=moved, knowledge=replace(known, local=single))
+
+
+def _moved(module: nn.Module, change: dict[str, Tensor], place: float) -> nn.Module:
+    if not place:
+        return module
+    ours = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if name in change:
+                parameter.add_(change[name], alpha=place)
+    return ours
 
 
 def _plain_head(problem: Problem, size: int) -> nn.Linear | None:

@@ -18,14 +18,17 @@ from torch import Tensor
 from auditor.attacks.base import Watch
 from auditor.attacks.images import Film, Search, starts
 from auditor.attacks.labels import label_claim
-from auditor.attacks.residuals import MatchingResidual, matching_residual
+from auditor.attacks.residuals import MatchingResidual, approximated, matching_residual
 from auditor.attacks.smoothness import STAGE_STEPS, match_smoothly
 from auditor.problem import is_table, to_model_units, to_pixels, why_not_simulated
 from auditor.records import Course, Problem, Recovery
 from auditor.solve import Linearise, Solution, Status, levenberg_marquardt
+from auditor.solve.lbfgs import Watcher
 
 # Mean squared difference, pixels 0..1, up to which two restarts found the same pictures: 30 dB.
 _ALIKE = 1e-3
+# With a Jacobian that is only near, a search is slow when so many steps take less than a tenth off.
+_PATIENT, _SLOW = 3, 0.9
 
 
 @dataclass(frozen=True)
@@ -133,23 +136,43 @@ class LevenbergMarquardt:
         watch: Watch,
     ) -> None:
         film = self._film(residual, steps, found.arrived, watch)
+        found.add(self._solved(residual, start, steps, film, watch), film)
+
+    def _solved(
+        self, residual: MatchingResidual, start: Tensor, steps: int, film: Film, watch: Watch
+    ) -> Solution:
+        """With the Jacobian of one gradient while that helps; then, of several steps, their own."""
+        near, dense, before, taken = approximated(residual), self.is_dense(residual), 0, 0
+        if near is not residual:
+            first = levenberg_marquardt(
+                _linearised(near, dense, watch.expired),
+                residual,
+                start,
+                max_steps=steps,
+                goal=film.goal,
+                watch=_until_slow(film),
+                expired=watch.expired,
+            )
+            start, before, taken = first.x, first.steps, first.evaluations
+            if first.status[0] is Status.CONVERGED or watch.expired():
+                return first
         solution = levenberg_marquardt(
-            _linearised(residual, self.is_dense(residual), watch.expired),
+            _linearised(residual, dense, watch.expired),
             residual,
             start,
             max_steps=steps,
             goal=film.goal,
-            watch=film.see,
+            watch=lambda step, rows, values: film.see(before + step, rows, values),
             expired=watch.expired,
         )
-        found.add(solution, film)
+        return replace(solution, evaluations=taken + solution.evaluations)
 
     def _guided(
         self, residual: MatchingResidual, generator: torch.Generator, watch: Watch
     ) -> _Restarts:
         film = self._film(residual, STAGE_STEPS * len(self.smoothness), 0, watch)
         solution = match_smoothly(
-            residual,
+            approximated(residual),
             generator,
             weights=self.smoothness,
             max_steps=self.steps,
@@ -160,6 +183,18 @@ class LevenbergMarquardt:
         found = _Restarts()
         found.add(solution, film)
         return found
+
+
+def _until_slow(film: Film) -> Watcher:
+    """The film's watch, ended as well where a step hardly helps."""
+    course: list[float] = []
+
+    def see(step: int, rows: Tensor, values: Tensor) -> bool:
+        course.append(float(values.min()))
+        slow = len(course) > _PATIENT and not course[-1] < _SLOW * course[-1 - _PATIENT]
+        return film.see(step, rows, values) or slow
+
+    return see
 
 
 class _Restarts:

@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from auditor.errors import InputError
 from auditor.inputs.entries import Entries
 from auditor.inputs.matching import bare_names
-from auditor.inputs.wording import joined, quoted, shaped
+from auditor.inputs.wording import quoted, shaped
+
+# As batch norms name them: an entry called so is no parameter.
+_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 
-def split_buffers(entries: Entries, module: nn.Module) -> tuple[Entries, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Split:
+    """An update, taken apart."""
+
+    entries: Entries  # of parameters
+    changes: dict[str, Tensor]  # of buffers that fit the model's, by name
+    aside: tuple[str, ...] = ()  # buffers that do not, with why
+
+
+def split_buffers(entries: Entries, module: nn.Module) -> Split:
     """The entries without those of buffers, and the changes of the buffers by name.
 
-    A list in the order of the state_dict counts as named. Raises InputError for buffers that do not
-    fit the model's.
+    A list in the order of the state_dict counts as named. Buffers that do not fit the model's are
+    set aside: the parameters can be audited without them.
     """
     buffers = dict(module.named_buffers())
     names = entries.names or _state_order(entries, module)
-    if names is None or not buffers:
-        return entries, {}
+    if names is None:
+        return Split(entries, {})
     known = {name for name, _ in module.named_parameters()}
     fitted = bare_names(names, known | buffers.keys())
     if not known & set(fitted.values()):
-        return entries, {}
-    named = list(zip(names, entries.tensors, strict=True))
-    rest = [(name, tensor) for name, tensor in named if fitted[name] not in buffers]
-    kept = {fitted[n]: t for n, t in named if fitted[n] in buffers and t is not None}
-    _require_fitting(kept, buffers)
+        return Split(entries, {})
+    named = [(n, fitted[n], t) for n, t in zip(names, entries.tensors, strict=True)]
+    rest = [(n, t) for n, bare, t in named if bare in known or not is_buffer(bare, buffers)]
+    found = {bare: t for _, bare, t in named if is_buffer(bare, buffers) and bare not in known}
+    why = {bare: _misfit(bare, t, buffers) for bare, t in found.items() if t is not None}
     left = Entries(tuple(n for n, _ in rest), tuple(t for _, t in rest), entries.form)
-    return left, kept
+    kept = {bare: t for bare, t in found.items() if t is not None and not why[bare]}
+    return Split(
+        left, kept, tuple(f"{quoted(bare)} ({word})" for bare, word in why.items() if word)
+    )
+
+
+def is_buffer(name: str, buffers: Collection[str]) -> bool:
+    """Whether an entry is a buffer: of the model, or by its name one of a batch norm."""
+    return name in buffers or name.rpartition(".")[2] in _NAMES
+
+
+def _misfit(name: str, change: Tensor, buffers: Mapping[str, Tensor]) -> str:
+    """Why a buffer does not fit; empty when it does."""
+    if name not in buffers:
+        return "not in the model"
+    if change.shape != buffers[name].shape:
+        return f"{shaped(change.shape)} instead of {shaped(buffers[name].shape)}"
+    return "" if bool(change.isfinite().all()) else "not finite"
 
 
 def _state_order(entries: Entries, module: nn.Module) -> tuple[str, ...] | None:
@@ -43,21 +72,6 @@ def _state_order(entries: Entries, module: nn.Module) -> tuple[str, ...] | None:
         for tensor, value in zip(entries.tensors, state.values(), strict=True)
     )
     return tuple(state) if same else None
-
-
-def _require_fitting(found: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-    bad = [
-        f"{quoted(name)} ({shaped(change.shape)} instead of {shaped(buffers[name].shape)})"
-        for name, change in found.items()
-        if change.shape != buffers[name].shape
-    ]
-    bad += [f"{quoted(n)} (not finite)" for n, c in found.items() if not bool(c.isfinite().all())]
-    if bad:
-        raise InputError(
-            expected="buffers like those of this model",
-            found=joined(bad),
-            todo="Leave the buffers out, or give the model that the client trained.",
-        )
 
 
 def buffers_after(changes: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from auditor.errors import InputError
-from auditor.inputs.buffers import buffers_after, split_buffers
+from auditor.inputs.buffers import Split, buffers_after, split_buffers
 from auditor.inputs.entries import Entries, entries_of, require_floats, tensors_of
 from auditor.inputs.files import Kind as FileKind
 from auditor.inputs.files import file_ref, kind_of
@@ -27,7 +27,7 @@ from auditor.inputs.matching import (
 from auditor.inputs.metadata import KEY, metadata_from_json
 from auditor.inputs.pickles import Call
 from auditor.inputs.precision import (
-    coarsest_spacing,
+    dump_spacing,
     is_difference,
     not_finite,
     update_spacing,
@@ -146,9 +146,10 @@ def _dump(
     ordered: bool,
 ) -> GradientDump:
     parameters, kind = dict(module.named_parameters()), said or "gradient"
-    entries, changes = entries_of(raw, kind=kind), dict[str, Tensor]()
+    split = Split(entries_of(raw, kind=kind), {})
     if kind == "update":
-        entries, changes = split_buffers(entries, module)
+        split = split_buffers(split.entries, module)
+    entries = split.entries
     _require_some(entries)
     match = _by_name(entries, module) or _by_order(entries, module, ordered=ordered)
     _require_gradients(match.tensors, parameters, kind)
@@ -166,11 +167,12 @@ def _dump(
         matched_by=match.how,
         precision=update_spacing(tensors, parameters)
         if kind == "update"
-        else coarsest_spacing(tensors.values()),
+        else dump_spacing(tensors.values()),
         file=file,
         metadata=metadata,
         kind=kind,
-        buffers=buffers_after(changes, module),
+        buffers=buffers_after(split.changes, module),
+        set_aside=split.aside,
     )
 
 

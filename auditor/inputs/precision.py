@@ -10,6 +10,7 @@ from torch import Tensor
 _PIECE = 1 << 18  # elements looked at together, so that no large copy is made
 _SMALL = 1 / 16  # of its weight: a change that says on which grid the sum lies
 _MOST, _ENOUGH = 0.99, 100
+_DIFFERENT = 64  # sizes of entries; of fewer, a coarse grid may be how they are made
 _COUNTS = 1e-2  # of the update's norm: a tensor whose own rounding matters
 _COARSEST_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -22,6 +23,44 @@ def coarsest_spacing(tensors: Iterable[Tensor]) -> float:
         if len(left) == 1:
             break
     return torch.finfo(left[0]).eps
+
+
+def dump_spacing(tensors: Iterable[Tensor]) -> float:
+    """The relative rounding of a dump: that of its coarsest tensor that tells.
+
+    Mixed precision leaves some tensors in 16 bits, or on their grid once the loss scale is taken
+    out, and others in single precision. A tensor of 32 bits tells by many different entries.
+    """
+    every = list(tensors)
+    told = [spacing for tensor in every if (spacing := _told_spacing(tensor))]
+    return max([coarsest_spacing(every), *told])
+
+
+def _told_spacing(tensor: Tensor) -> float | None:
+    """`eps` of a 16-bit type on whose grid all entries lie, whatever their range; None: of none."""
+    if not bool(tensor.any()):
+        return None
+    for dtype in _COARSEST_FIRST[:2]:
+        eps = torch.finfo(dtype).eps
+        if tensor.dtype == dtype or (_all_on_grid(tensor, eps) and _many(tensor)):
+            return eps
+    return None
+
+
+def _all_on_grid(tensor: Tensor, eps: float) -> bool:
+    """Whether the mantissa (half to one) of every entry is a multiple of eps / 2."""
+    scale = 2 / eps
+    return all(
+        bool((mantissa * scale == (mantissa * scale).round()).all())
+        for piece in _pieces(tensor)
+        for mantissa in [torch.frexp(piece.double()).mantissa]
+    )
+
+
+def _many(tensor: Tensor) -> bool:
+    first = tensor.detach().reshape(-1)
+    first = first[first != 0][:_PIECE]
+    return int(torch.unique(first.abs()).numel()) >= _DIFFERENT
 
 
 def update_spacing(update: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:

@@ -5,13 +5,14 @@ An update is weights after training minus weights before. The weights before are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from auditor.errors import InputError
+from auditor.inputs.buffers import is_buffer
 from auditor.inputs.files import file_ref
 from auditor.inputs.gradients import match_gradients
 from auditor.inputs.matching import bare_names, differences
@@ -28,21 +29,37 @@ def load_update(before: Path | None, after: Path, module: nn.Module) -> Gradient
     """
     start = {name: value.detach() for name, value in module.state_dict().items()}
     if before is not None:
-        _require_same(_fitted(before, start), start, before.name)
+        _require_same(_fitted(before, start, set()), start, before.name)
+    buffers = {name for name, _ in module.named_buffers()}
     changes = {
-        name: value.double() - start[name].double() for name, value in _fitted(after, start).items()
+        name: value.double() - start[name].double() if _fits(name, value, start) else value
+        for name, value in _fitted(after, start, buffers).items()
     }
     ref = file_ref(after, "weights after training")
     form = "weights after training less weights before"
     return match_gradients(changes, module, file=ref, form=form, kind="update")
 
 
-def _fitted(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in a file under the names of the model."""
+def _fits(name: str, value: Tensor, wanted: Mapping[str, Tensor]) -> bool:
+    return name in wanted and wanted[name].shape == value.shape
+
+
+def _fitted(
+    path: Path, wanted: Mapping[str, Tensor], buffers: Collection[str]
+) -> dict[str, Tensor]:
+    """The weights in a file under the names of the model; `buffers` may be of any shape.
+
+    With buffers, those of batch norms that the model does not have are let through as well.
+    """
     found = load_weights(path)
     bare = bare_names(found, wanted)
     renamed = {bare[name]: value.detach().cpu() for name, value in found.items()}
-    shapes, ours = ({n: tuple(v.shape) for n, v in part.items()} for part in (renamed, wanted))
+    free = {
+        n for n in renamed if buffers and is_buffer(n, buffers) and not _fits(n, renamed[n], wanted)
+    }
+    shapes, ours = (
+        {n: tuple(v.shape) for n, v in part.items() if n not in free} for part in (renamed, wanted)
+    )
     problems = differences(shapes, ours, missing_too=False)
     if problems:
         raise InputError(

@@ -76,6 +76,7 @@ class GradientDump:
     metadata: Metadata = Metadata()
     kind: Kind = "gradient"
     buffers: Mapping[str, Tensor] = field(default_factory=dict)  # after training, when sent along
+    set_aside: tuple[str, ...] = ()  # buffers that do not fit the model, with why, for people
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,17 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class LocalEstimate:
+    """What was made of the dump where nobody said how the client trained."""
+
+    what: tuple[str, ...]  # of "learning rate", "local steps": estimated; empty: nothing was
+    residual: float | None = None  # relative, of the best count of steps with its pictures
+    runner_up: float | None = None  # of the next best count that was tried
+    also: tuple[int, ...] = ()  # other counts that explain the dump as well
+    reason: str = ""  # why there is no estimate
+
+
+@dataclass(frozen=True)
 class LocalTraining:
     """How a client made an update: plain SGD from the weights of the model. None: not known."""
 
@@ -35,6 +46,7 @@ class LocalTraining:
     momentum: float = 0.0
     weight_decay: float = 0.0
     epochs: int = 1
+    estimate: LocalEstimate | None = None  # None: nothing had to be estimated
 
 
 @dataclass(frozen=True)

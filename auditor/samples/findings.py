@@ -46,8 +46,16 @@ def sample_finding(problem: Problem, evidence: Evidence, truth: Truth | None) ->
         _text(certain, len(shown), size),
         evidence.attack,
         measures,
-        ("model and loss are as listed under assumptions",),
+        ("model and loss are as listed under assumptions", *estimated_training(problem)),
     )
+
+
+def estimated_training(problem: Problem) -> tuple[str, ...]:
+    """The premise of every claim that was checked with an estimated learning rate or count."""
+    local = problem.knowledge.local
+    if local is None or local.estimate is None or not local.estimate.what:
+        return ()
+    return (f"{' and '.join(local.estimate.what)} of the update are as estimated from the dump",)
 
 
 def _nearest(pixels: Tensor, true: Tensor) -> Tensor:

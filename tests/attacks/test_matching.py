@@ -290,3 +290,29 @@ def test_no_hook_stays_behind():
     unpack = unpacker(problem, had.labels)
     matching_objective(problem, unpack, weighting="layer")(rows_for(problem, had.inputs.numel()))
     assert not problem.module.head._forward_hooks
+
+
+def test_a_parameter_that_a_candidate_does_not_use_has_a_gradient_of_zero():
+    """A branch on the input's values: the client's picture took the other one."""
+
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bright, self.dark = nn.Linear(16, 8), nn.Linear(16, 8)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.head(torch.tanh(self.bright(x) if x.mean() > 0.5 else self.dark(x)))
+
+    torch.manual_seed(0)
+    inputs = torch.full((1, 1, 4, 4), 0.9)
+    had = Client(Branch().eval(), inputs, torch.tensor([1]))
+    sent = had.gradients()
+    problem = had.problem(sent)
+    row = torch.full((1, 16), 0.1, dtype=torch.float64)
+    objective = matching_objective(
+        problem, lambda r: (r.view(1, 1, 4, 4), had.labels), weighting="none"
+    )
+    wanted = dense_distance(problem, row.view(1, 1, 4, 4), had.labels, weighting="none")
+    assert float(objective(row)[0][0]) == pytest.approx(float(wanted.detach()))

@@ -218,9 +218,14 @@ def test_precision_is_that_of_the_rounding_not_of_the_storage(tmp_path, rounded,
     assert all(tensor.dtype is stored for tensor in dump.tensors.values())
 
 
-def test_one_value_decides_the_precision(net, good):
+def test_one_value_decides_the_precision_of_its_tensor(net, good):
+    """And the coarsest tensor of many values that of the dump: mixed precision rounds some only."""
     table = {n: t.bfloat16().float() for n, t in good.items()}
     table["fc.bias"][-1] = 1 + 2**-20
+    dump = match_gradients(table, net, file=FILE, form="in memory")
+    assert dump.precision == 2**-7
+    for tensor in table.values():
+        tensor.view(-1)[-1] = 1 + 2**-20
     dump = match_gradients(table, net, file=FILE, form="in memory")
     assert dump.precision == 2**-23
 
