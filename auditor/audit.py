@@ -12,12 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from auditor.attacks import Attack, Milestone, Watch
 from auditor.attacks.failures import told_of
-from auditor.checks import caveats_of, contradiction, scale_caveats
+from auditor.checks import caveats_of, contradiction, contrast_caveats, scale_caveats
 from auditor.defences.seen import look
 from auditor.errors import UsageError
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
-from auditor.findings import Weight, findings_of, worst_first
+from auditor.findings import Weight, findings_of, statistics_findings, worst_first
 from auditor.options import Options
 from auditor.planted.examination import model_findings
 from auditor.problem import make_problem
@@ -110,7 +110,8 @@ def run_audit(
         for attack in options.attacks
     )
     shown = [finding for found in findings.values() for finding in found]
-    every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
+    sent_along = statistics_findings(problem)
+    every = _each_sample_once(worst_first([*shown, *sent_along, *model_findings(problem)]))
     audit = conclude(
         Shown(every, reports, _caveats(problem, case, every, evidence, weighed)),
         evidence=options.evidence,
@@ -317,6 +318,7 @@ def _caveats(
     defences = weighed.trust.defences
     raised = caveats_of(problem, case.dump, defences) + scale_caveats(problem)
     raised += weighed.caveats
+    raised += contrast_caveats(evidence)
     for entry in evidence:
         if entry.recovery.labels is not None:
             raised += contradiction(problem, entry.recovery.labels.at_least)

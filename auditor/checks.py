@@ -16,7 +16,14 @@ from torch import Tensor
 
 from auditor.batch_norm import mode_caveats
 from auditor.problem import is_scaled
-from auditor.records import Caveat, DefenceSeen, GradientDump, Knowledge, Problem
+from auditor.records import (
+    Caveat,
+    DefenceSeen,
+    Evidence,
+    GradientDump,
+    Knowledge,
+    Problem,
+)
 
 # Relative to the gradient, what summation order and single precision may leave in exact sums.
 _SUMMATION = 1e-4
@@ -100,6 +107,15 @@ def caveats_of(
                 voids=False,
             )
         )
+    if problem.statistics_unused:
+        raised.append(
+            Caveat(
+                "GA317",
+                "Running statistics of batch norm came along and were not used: "
+                f"{problem.statistics_unused}.",
+                voids=False,
+            )
+        )
     if dump.missing:
         raised.append(
             Caveat(
@@ -139,6 +155,20 @@ def contradiction(problem: Problem, proved: int) -> tuple[Caveat, ...]:
             f"The head's gradient needs at least {proved} samples, the batch is said to hold "
             f"{size}: the batch size or the reduction is wrong. The label counts were withdrawn.",
             voids=True,
+        ),
+    )
+
+
+def contrast_caveats(evidence: Sequence[Evidence]) -> tuple[Caveat, ...]:
+    """GA318 when a claim explains the dump at another contrast as well."""
+    if not any(each.contrast_open for each in evidence):
+        return ()
+    return (
+        Caveat(
+            "GA318",
+            "At another contrast the rebuilt pictures explain the dump as well, because batch norm "
+            "was in training mode: restarts that agree do not confirm the contrast.",
+            voids=False,
         ),
     )
 

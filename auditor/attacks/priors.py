@@ -22,7 +22,7 @@ from auditor.attacks.labels import label_claim
 from auditor.attacks.objectives import Weighting, direction
 from auditor.attacks.picture_starts import Start, coordinates, first_row
 from auditor.attacks.surrogates import Surrogates, statistics_distance
-from auditor.problem import why_not_simulated
+from auditor.problem import statistics_apart, why_not_simulated
 from auditor.records import Course, Problem, Recovery
 from auditor.solve import Solution, by_row
 from auditor.solve.adam import signed_adam
@@ -40,7 +40,8 @@ class Prior:
 
     weighting: Weighting = "whole"
     total_variation: float = 0.05
-    statistics: float = 0.0  # of batch norm
+    statistics: float = 0.0  # the running ones of batch norm
+    sent: float = 0.05  # those of the batch, where they were sent along: no prior, but equations
     sharpness: float | None = None  # of the slope that stands for ReLU's
 
     def premises(self) -> tuple[str, ...]:
@@ -227,6 +228,9 @@ class _Run:
             inputs = self.space.rows(row.unsqueeze(0)).view(self.shape)
             with Surrogates(sharpness=prior.sharpness, statistics=prior.statistics > 0) as taps:
                 total = self.match.distance(inputs, prior.weighting)
+            if prior.sent and self.problem.statistics:
+                rows = statistics_apart(self.problem, inputs).values()
+                total = total + prior.sent * torch.stack([r.square().sum() for r in rows]).mean()
             if prior.statistics:
                 total = total + prior.statistics * statistics_distance(taps.seen)
             return total + prior.total_variation * total_variation(inputs)
