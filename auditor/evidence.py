@@ -48,8 +48,8 @@ _DIGITS, _OWN_DIGITS, _PRECISE = 1e-4, 1e-3, 1e-6
 # Under noise a prior draws two answers towards gray alike. They agree where they are so much nearer
 # to one another than to gray, as a ratio of mean squared differences.
 _TOLD = 0.01
-# Where it is asked whether the dump tells the contrast of a claim: what is left of the contrast, and
-# how many tolerances are its equal. A tenth of it is then within one, and 30 dB away.
+# Where it is asked whether the dump tells the contrast of a claim: what is left of it, and how many
+# tolerances are its equal. A tenth more or less is then within one, and 30 dB away.
 _LESS, _TWICE = 0.8, 2.0
 # Entries of a pruned dump for each number of the claim.
 _KEPT = 2

@@ -9,7 +9,8 @@ from clients import LocalClient
 from problems import FILE, WATCH, Says, batch, options_of
 from torch import nn
 
-from auditor.attacks import LevenbergMarquardt, Search
+from auditor.attacks import ImagePriors, LevenbergMarquardt, Search
+from auditor.attacks.priors import Prior, _Run
 from auditor.audit import Case, run_audit
 from auditor.batch_statistics import distances, places_of, statistics_in, statistics_sent, tapped
 from auditor.evidence import examine, has_sent_statistics, is_close, is_equal, is_verified
@@ -430,3 +431,48 @@ def test_controls_have_no_statistics_of_the_client():
     negative_control(problem, evidence, attack, seed=0, watch=WATCH)
     assert asked
     assert not any(asked)
+
+
+# --------------------------------------------------------------------------- under priors
+
+
+def priors_run(problem, **settings):
+    attack = ImagePriors(heats=1, heat_steps=3, steps=3, finals=1, group=0, **settings)
+    return attack, attack.run(problem, seed=0, watch=WATCH)
+
+
+def test_priors_count_statistics_in_their_choice():
+    """At another contrast the direction is the same; what was sent along tells the two apart."""
+    had = inverted()
+    problem = had.problem()
+    attack, found = priors_run(problem)
+    run = _Run(attack, problem, found.input_labels[0], 0, WATCH)
+    row = run.space.of(had.inputs.double().reshape(1, -1))
+    less = run.space.of(0.6 * had.inputs.double().reshape(1, -1))
+    squared = [
+        v**2 for v in distances(statistics_apart(problem, 0.6 * had.inputs.double())).values()
+    ]
+    assert run._true_distance(row) < 1e-5
+    assert run._true_distance(less) == pytest.approx(sum(squared) / len(squared), abs=1e-4)
+    blind = _Run(attack, replace(problem, statistics={}), found.input_labels[0], 0, WATCH)
+    assert blind._true_distance(less) < 1e-4
+    value = run._objective(Prior(sent=2.0, total_variation=0.0))
+    assert float(value(less[0]).detach()) == pytest.approx(
+        2 * sum(squared) / len(squared), abs=1e-4
+    )
+
+
+def test_priors_say_what_statistics_rest_on():
+    problem = inverted().problem()
+    assert any("momentum" in said for said in priors_run(problem)[1].assumed)
+    assert not any(
+        "momentum" in said for said in priors_run(replace(problem, statistics={}))[1].assumed
+    )
+
+
+def test_a_heavier_weight_is_tried_only_where_statistics_were_sent():
+    problem = inverted().problem()
+    offered = (Prior(), Prior(sent=10.0))
+    for one, count in ((problem, 2), (replace(problem, statistics={}), 1)):
+        attack, found = priors_run(one, priors=offered)
+        assert len(_Run(attack, one, found.input_labels[0], 0, WATCH)._priors()) == count
