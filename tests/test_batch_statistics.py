@@ -10,7 +10,10 @@ from problems import FILE, WATCH, Says, batch, options_of
 from torch import nn
 
 from auditor.attacks import ImagePriors, LevenbergMarquardt, Search
+from auditor.attacks.labels import label_claim
 from auditor.attacks.priors import Prior, _Run
+from auditor.attacks.residuals import matching_residual
+from auditor.attacks.second_order import _Restarts
 from auditor.audit import Case, run_audit
 from auditor.batch_statistics import distances, places_of, statistics_in, statistics_sent, tapped
 from auditor.evidence import examine, has_sent_statistics, is_close, is_equal, is_verified
@@ -19,6 +22,7 @@ from auditor.metrics import psnr
 from auditor.problem import gradient_of, residuals_of, statistics_apart, tolerance_of
 from auditor.reasons import why_unfinished
 from auditor.records import LoadedModel, Recovery
+from auditor.solve import Status
 from auditor.trials.negative import negative_control
 
 
@@ -351,6 +355,34 @@ def test_statistics_are_equations_that_fix_what_the_gradient_leaves_open(seed):
     assert float(psnr(found.inputs[evidence.best].float(), had.inputs)) > 50
     blind = attack.run(replace(problem, statistics={}), seed=seed, watch=WATCH)
     assert max(float(psnr(row.float(), had.inputs)) for row in blind.inputs) < 35
+
+
+def gone_on(problem, start):
+    """What becomes of a restart that ended at `start` without the statistics."""
+    labels = label_claim(problem).estimate
+    residual = matching_residual(problem, labels, size=len(labels))
+    bare = matching_residual(replace(problem, statistics={}), labels, size=len(labels))
+    attack, found = LevenbergMarquardt(search=Search(restarts=2, at_once=1)), _Restarts()
+    attack._restart(bare, start.double().reshape(1, -1), 20, found, WATCH)
+    assert found.status == [Status.CONVERGED]
+    attack._go_on(residual, 20, found, WATCH)
+    assert len(found.rows) == len(found.courses) == len(found.status) == found.arrived == 1
+    return residual.images(found.rows[0][None])[0].float()
+
+
+def test_what_arrived_without_statistics_goes_on_to_where_they_hold():
+    had = inverted()
+    assert float(psnr(gone_on(had.problem(), 0.6 * had.inputs), had.inputs)) > 50
+
+
+def test_where_statistics_cannot_hold_it_stays():
+    had = inverted()
+    wrong = {
+        name: replace(one, mean=one.mean + 3 * one.variance.sqrt())
+        for name, one in had.problem().statistics.items()
+    }
+    less = 0.6 * had.inputs
+    assert torch.equal(gone_on(replace(had.problem(), statistics=wrong), less), less)
 
 
 def test_a_momentum_that_is_not_the_clients_does_not_end_the_search():

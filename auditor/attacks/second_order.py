@@ -6,8 +6,9 @@ head's gradient as in iDLG (Zhao, Mopuri, Bilen 2020, arXiv:2001.02610); where t
 they are searched with the images, as in DLG (Zhu, Liu, Han 2019, arXiv:1906.08935). Where restarts
 do not arrive or do not agree, smoothness chooses (`smoothness.py`). Needs a smooth network.
 
-Statistics of the batch that were sent along are equations like the others; should a restart with
-them not arrive, the next one goes without: the momentum of the model may not be the client's.
+Statistics of the batch that were sent along are equations like the others. Should a restart with
+them not arrive, the next one goes without, and only from its end on with them; if they cannot hold
+there, it stays: the momentum of the model may not be the client's.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class LevenbergMarquardt:
                 return plain, guided
             steps = min(self.steps, self.patience) if early and guided is None else self.steps
             self._restart(which, _start(residual, search, generator), steps, plain, watch)
+            if which is not residual and plain.status[-1] is Status.CONVERGED:
+                self._go_on(residual, steps, plain, watch)
             if plain.status[-1] is not Status.CONVERGED:
                 which = alone if which is residual else residual
             if early and guided is None and plain.is_tiring():
@@ -151,6 +154,16 @@ class LevenbergMarquardt:
         )
         found.add(solution, film)
 
+    def _go_on(
+        self, residual: MatchingResidual, steps: int, found: _Restarts, watch: Watch
+    ) -> None:
+        """From the last end to where the statistics hold as well; if they cannot, it stays."""
+        more = _Restarts()
+        self._restart(residual, found.rows[-1][None], steps, more, watch)
+        found.evaluations += more.evaluations
+        if more.arrived:
+            found.replace_last(more)
+
     def _guided(
         self, residual: MatchingResidual, generator: torch.Generator, watch: Watch
     ) -> _Restarts:
@@ -185,6 +198,15 @@ class _Restarts:
         self.status.extend(solution.status)
         self.evaluations += solution.evaluations
         self.lowest = min([self.lowest, *solution.value.tolist()])
+
+    def replace_last(self, other: _Restarts) -> None:
+        """By the only one of another record."""
+        self.rows[-1:], self.courses[-1:], self.status[-1:] = (
+            other.rows,
+            other.courses,
+            other.status,
+        )
+        self.lowest = min(self.lowest, other.lowest)
 
     @property
     def arrived(self) -> int:
