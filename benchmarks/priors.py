@@ -62,7 +62,8 @@ class SmallNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for channels, stride in ((3, 2), (12, 2), (12, 1)):
-            layers += [nn.Conv2d(channels, 12, 5, stride, 2), nn.BatchNorm2d(12), nn.Sigmoid()]
+            convolution = nn.Conv2d(channels, 12, 5, stride, 2, bias=False)  # the norm has one
+            layers += [convolution, nn.BatchNorm2d(12), nn.Sigmoid()]
         self.body = nn.Sequential(*layers)
         self.fc = nn.Linear(12 * (size // 4) ** 2, classes)
 
@@ -86,12 +87,16 @@ def resnet(weights: Path | None, seed: int) -> nn.Module:
     return model
 
 
-def sent_by(model: nn.Module, data: Pictures, rows: slice, *, train: bool) -> Problem:
+def sent_by(
+    model: nn.Module, data: Pictures, rows: slice, *, train: bool, normalised: bool
+) -> Problem:
     """The attacker's problem for one step of a client with these pictures, the labels told."""
     truth = Truth(data.images[rows], data.labels[rows])
     local = LocalFlags(kind="update", lr=0.1, steps=1, batch_size=len(truth.labels))
     mode = "train" if train else "eval"
-    flags = Flags(mean=MEAN, std=STD, mode=mode, reduction="mean", local=local)
+    flags = Flags(mode=mode, reduction="mean", local=local)
+    if normalised:
+        flags = replace(flags, mean=MEAN, std=STD)
     flags = replace(flags, batch_size=len(truth.labels), input_shape=tuple(data.images.shape[1:]))
     dump = simulate_dump(model, truth, flags)
     problem = make_problem(model, dump, settle(dump, model, flags), device=torch.device("cpu"))
@@ -134,7 +139,8 @@ def table_row(network: str, mode: str, count: int, setting: str, found: list[Tri
 def settings_of(arguments: argparse.Namespace) -> dict[str, tuple[Attack, bool]]:
     """By name, the attack and whether it sees the statistics."""
     if arguments.part == "lm":
-        lm = LevenbergMarquardt(search=Search(at_once=1), steps=arguments.steps, smoothness=())
+        search = Search(restarts=arguments.restarts, at_once=1)
+        lm = LevenbergMarquardt(search=search, steps=arguments.steps, smoothness=())
         return {"gradient alone": (lm, False), "with sent statistics": (lm, True)}
     priors = ImagePriors(
         heats=8, heat_steps=arguments.heat_steps, steps=arguments.steps, finals=1, group=0
@@ -166,7 +172,8 @@ def rows_of(arguments: argparse.Namespace) -> Iterator[str]:
         found: dict[str, list[Trial]] = {name: [] for name in settings_of(arguments)}
         for trial, place in enumerate(places):
             model = small_net(data.classes, trial) if side else resnet(arguments.weights, trial)
-            whole = sent_by(model, data, slice(place, place + count), train=train)
+            rows = slice(place, place + count)
+            whole = sent_by(model, data, rows, train=train, normalised=side is None)
             true = data.images[place : place + count]
             # Pictures come back in the order of their sorted labels; errors are matched anyway.
             for name, (attack, sees) in settings_of(arguments).items():
@@ -187,6 +194,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="the first picture")
     parser.add_argument("--steps", type=int, default=40, help="of a restart, or of the final")
+    parser.add_argument("--restarts", type=int, default=4, help="of images.lm, at most")
     parser.add_argument("--heat-steps", type=int, default=40)
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()

@@ -320,7 +320,12 @@ def test_a_claim_with_other_statistics_is_no_more_than_consistent():
 def test_of_two_claims_the_one_with_the_statistics_is_told():
     had = inverted()
     problem = had.problem()
-    both = claim(problem, 0.6 * had.inputs, had.inputs, labels=had.labels)
+    drawn = torch.randn(had.inputs.shape, generator=torch.Generator().manual_seed(0))
+    nearly = had.inputs + 1e-3 * drawn
+    both = claim(problem, 0.6 * had.inputs, nearly, labels=had.labels)
+    assert (
+        both.worst_residuals[0] < both.worst_residuals[1]
+    )  # by the gradient it would be the other
     assert both.best == 1
     assert is_equal(problem, both)
     assert both.agreeing == 1  # the other one is not this batch
