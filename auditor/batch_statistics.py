@@ -146,6 +146,20 @@ def _share(norm: nn.modules.batchnorm._BatchNorm, tracked: Tensor | None) -> flo
     return 0.0 if tracked is None else 1.0 / max(int(tracked), 1)
 
 
+def running_statistics(module: nn.Module) -> dict[str, LayerStatistics]:
+    """The running statistics of a model, as if they were those of a batch, without errors."""
+    found = {}
+    for name, norm in module.named_modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+            assert norm.running_var is not None
+            mean, variance = (
+                part.detach().double().cpu() for part in (norm.running_mean, norm.running_var)
+            )
+            none = torch.zeros_like(mean)
+            found[name] = LayerStatistics(mean, variance, none, none)
+    return found
+
+
 def places_of(module: nn.Module, inputs: Tensor) -> dict[str, int]:
     """How many numbers a channel each batch norm averages over a batch like `inputs`.
 

@@ -18,7 +18,7 @@ from torch.func import functional_call, grad
 from torch.nn import functional as F
 
 from auditor.batch_norm import mode_of, mode_of_buffers, with_deduced_mode
-from auditor.batch_statistics import Sent, apart, statistics_in, tapped
+from auditor.batch_statistics import Sent, apart, running_statistics, statistics_in, tapped
 from auditor.errors import InputError
 from auditor.local_training import (
     LONGEST,
@@ -81,6 +81,7 @@ def make_problem(
         auxiliary=auxiliary,
         statistics=came.layers,
         statistics_unused=came.unused,
+        running=running_statistics(module) if knowledge.mode == "train" and not came.layers else {},
     )
 
 

@@ -507,6 +507,29 @@ def test_priors_say_what_statistics_rest_on():
     )
 
 
+def test_running_statistics_are_a_prior_where_the_batchs_own_did_not_come():
+    had = inverted()
+    assert had.problem().running == {}
+    sent = {n: p for n, p in had.update().items() if n in dict(had.module.named_parameters())}
+    problem = problem_of(had, sent)
+    assert problem.running.keys() == norms_of(had.module).keys()
+    for name, norm in norms_of(had.module).items():
+        assert torch.equal(problem.running[name].mean.float(), norm.running_mean)
+        assert torch.equal(problem.running[name].variance.float(), norm.running_var)
+    attack, found = priors_run(problem, priors=(Prior(running=2.0, total_variation=0.0),))
+    assert any("batch norm" in said for said in found.assumed)
+    run = _Run(attack, problem, found.input_labels[0], 0, WATCH)
+    row = run.space.of(had.inputs.double().reshape(1, -1))[0]
+    asked = replace(problem, statistics=problem.running)  # the same distances, as if sent
+    squared = [v**2 for v in distances(statistics_apart(asked, had.inputs.double())).values()]
+    expected = 2 * sum(squared) / len(squared)
+    value = run._objective(attack.priors[0])(row)
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-3)
+    assert expected > 0.1
+    evaluating = replace(had, train=False).problem()
+    assert evaluating.running == {}
+
+
 def test_a_heavier_weight_is_tried_only_where_statistics_were_sent():
     problem = inverted().problem()
     offered = (Prior(), Prior(sent=10.0))

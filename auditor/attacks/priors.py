@@ -27,7 +27,7 @@ from auditor.attacks.picture_starts import Start, coordinates, first_row
 from auditor.attacks.surrogates import Surrogates, statistics_distance
 from auditor.batch_statistics import apart, tapped
 from auditor.problem import tolerance_of, why_not_simulated
-from auditor.records import Course, Problem, Recovery
+from auditor.records import Course, LayerStatistics, Problem, Recovery
 from auditor.solve import Solution, by_row
 from auditor.solve.adam import signed_adam
 
@@ -50,7 +50,8 @@ class Prior:
 
     weighting: Weighting = "whole"
     total_variation: float = 0.05
-    statistics: float = 0.0  # the running ones of batch norm
+    statistics: float = 0.0  # the running ones of batch norm, in evaluation mode
+    running: float = 0.0  # the same in training mode, where the batch's own were not sent along
     sent: float = _SENT  # those of the batch, where they were sent along
     sharpness: float | None = None  # of the slope that stands for ReLU's
 
@@ -58,7 +59,7 @@ class Prior:
         """What was assumed, in words."""
         said = ["neighbouring pixels are alike (smooth coordinates, total variation)"]
         said.append("every pixel lies between black and white")
-        if self.statistics:
+        if self.statistics or self.running:
             said.append("the picture resembles those of the training in batch norm's statistics")
         return tuple(said)
 
@@ -70,6 +71,7 @@ PRIORS = (
     Prior(sharpness=5.0),
     Prior(weighting="tensor"),
     Prior(sent=_HEAVY),
+    Prior(running=0.1),
 )
 
 
@@ -220,6 +222,7 @@ class _Run:
             if (taps.seen or not prior.statistics)
             and (taps.relus or prior.sharpness is None)
             and (self.problem.statistics or prior.sent == _SENT)
+            and (self.problem.running or not prior.running)
         )
 
     def _heat(self, prior: Prior, start: Start) -> Heat:
@@ -246,12 +249,13 @@ class _Run:
         self.evaluations += 1
         with tapped(self.problem.module, self.problem.statistics) as seen:
             distance = self.match.distance(self._inputs(row)[0], "whole")
-        return float(distance.detach() + self._from_statistics(seen).detach())
+        return float(distance.detach() + self._apart(self.problem.statistics, seen).detach())
 
-    def _from_statistics(self, seen: Mapping[str, list[Tensor]]) -> Tensor:
-        """(), 0 when none were sent along."""
-        sent, tolerance = self.problem.statistics, tolerance_of(self.problem)
-        rows = apart(sent, seen, tolerance=tolerance).values()
+    def _apart(
+        self, known: Mapping[str, LayerStatistics], seen: Mapping[str, list[Tensor]]
+    ) -> Tensor:
+        """The mean squared distance of what was seen from known statistics, (); 0 without any."""
+        rows = apart(known, seen, tolerance=tolerance_of(self.problem)).values()
         squares = [part.square().sum() for part in rows]
         return torch.stack(squares).mean() if squares else self.space.gain.new_zeros(())
 
@@ -279,12 +283,16 @@ class _Run:
         return solution, film.courses(solution.x, solution.status)[0]
 
     def _objective(self, prior: Prior) -> Callable[[Tensor], Tensor]:
+        sent = self.problem.statistics
+        running = self.problem.running if prior.running else {}
+
         def value(row: Tensor) -> Tensor:
             inputs = self.space.rows(row.unsqueeze(0)).view(self.shape)
             kind = Surrogates(sharpness=prior.sharpness, statistics=prior.statistics > 0)
-            with kind as taps, tapped(self.problem.module, self.problem.statistics) as seen:
+            with kind as taps, tapped(self.problem.module, {**sent, **running}) as seen:
                 total = self.match.distance(inputs, prior.weighting)
-            total = total + prior.sent * self._from_statistics(seen)
+            total = total + prior.sent * self._apart(sent, seen)
+            total = total + prior.running * self._apart(running, seen)
             if prior.statistics:
                 total = total + prior.statistics * statistics_distance(taps.seen)
             return total + prior.total_variation * total_variation(inputs)

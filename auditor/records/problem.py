@@ -118,3 +118,5 @@ class Problem:
     # Of the client's batch, by batch norm, when buffers after one training step were sent along.
     statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
     statistics_unused: str = ""  # why buffers that came along are not used
+    # The running ones of the model, in training mode and when no others are known: for priors.
+    running: Mapping[str, LayerStatistics] = field(default_factory=dict)
