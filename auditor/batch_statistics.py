@@ -51,9 +51,10 @@ def statistics_in(dump: GradientDump, module: nn.Module, known: Knowledge) -> Se
         return Sent(unused=missing)
     assert known.batch_size is not None
     like = next(module.parameters())
-    probe = like.new_zeros(known.batch_size, *known.input_shape)
+    two = places_of(module, like.new_zeros(2, *known.input_shape))  # a whole batch may be large
+    places = {name: count * known.batch_size // 2 for name, count in two.items()}
     spacing = coarsest_spacing(dump.tensors.values())
-    layers = statistics_sent(module, dump.buffers, places=places_of(module, probe), spacing=spacing)
+    layers = statistics_sent(module, dump.buffers, places=places, spacing=spacing)
     wrong = next((name for name, one in layers.items() if not _is_possible(one)), None)
     if wrong is not None:
         why = (
