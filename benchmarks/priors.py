@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from auditor.attacks import Attack, ImagePriors, LevenbergMarquardt, Search, Watch
 from auditor.attacks.priors import PRIORS
+from auditor.batch_statistics import running_statistics
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.facts import Flags, LocalFlags, settle
 from auditor.problem import make_problem, to_pixels
@@ -105,6 +106,12 @@ def sent_by(
     return replace(problem, labels=told)
 
 
+def without_buffers(problem: Problem, model: nn.Module) -> Problem:
+    """The same for an attacker who got no buffers, but has those of the model."""
+    running = running_statistics(model) if problem.statistics else {}
+    return replace(problem, statistics={}, running=running)
+
+
 def tried(attack: Attack, problem: Problem, judged: Problem, true: Tensor) -> Trial:
     """Run on `problem`; the harness judges with all that was sent."""
     begun = time.process_time()
@@ -141,14 +148,14 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, tuple[Attack, bool]]
     if arguments.part == "lm":
         search = Search(restarts=arguments.restarts, at_once=1)
         lm = LevenbergMarquardt(search=search, steps=arguments.steps, smoothness=())
-        return {"gradient alone": (lm, False), "with sent statistics": (lm, True)}
+        return {"without buffers": (lm, False), "with sent statistics": (lm, True)}
     priors = ImagePriors(
         heats=8, heat_steps=arguments.heat_steps, steps=arguments.steps, finals=1, group=0
     )
     group = replace(priors, group=3)
     if arguments.part == "train":
         return {
-            "gradient alone": (priors, False),
+            "without buffers": (priors, False),
             "with sent statistics": (priors, True),
             "with sent statistics, group": (group, True),
         }
@@ -177,7 +184,7 @@ def rows_of(arguments: argparse.Namespace) -> Iterator[str]:
             true = data.images[place : place + count]
             # Pictures come back in the order of their sorted labels; errors are matched anyway.
             for name, (attack, sees) in settings_of(arguments).items():
-                problem = whole if sees else replace(whole, statistics={})
+                problem = whole if sees else without_buffers(whole, model)
                 found[name].append(tried(attack, problem, whole, true))
                 if arguments.verbose:
                     print(f"  {count} {trial} {name}: {found[name][-1]}", flush=True)
