@@ -110,7 +110,7 @@ def caveats_of(
     if problem.statistics_unused:
         raised.append(
             Caveat(
-                "GA317",
+                "GA324",
                 "Running statistics of batch norm came along and were not used: "
                 f"{problem.statistics_unused}.",
                 voids=False,
@@ -160,12 +160,12 @@ def contradiction(problem: Problem, proved: int) -> tuple[Caveat, ...]:
 
 
 def contrast_caveats(evidence: Sequence[Evidence]) -> tuple[Caveat, ...]:
-    """GA318 when a claim explains the dump at another contrast as well."""
+    """GA325 when a claim explains the dump at another contrast as well."""
     if not any(each.contrast_open for each in evidence):
         return ()
     return (
         Caveat(
-            "GA318",
+            "GA325",
             "At another contrast the rebuilt pictures explain the dump as well, because batch norm "
             "was in training mode: restarts that agree do not confirm the contrast.",
             voids=False,

@@ -284,7 +284,7 @@ RULES: tuple[Rule, ...] = (
         "Say the right --batch-size; a sum over clients is a batch of all their samples.",
     ),
     Rule(
-        "GA317",
+        "GA324",
         "Buffers that came along were not used",
         "Running statistics of batch norm are in the update, but what they say of one batch does "
         "not follow from them.",
@@ -292,7 +292,7 @@ RULES: tuple[Rule, ...] = (
         "Say --batch-size and --local-steps if they are missing. Do not send running statistics.",
     ),
     Rule(
-        "GA318",
+        "GA325",
         "The contrast of the pictures is open",
         "Batch norm in training mode divides what it is given by its spread. The gradient of the "
         "rebuilt pictures equals the dump at another contrast as well.",

@@ -437,7 +437,7 @@ def test_an_update_with_buffers_from_end_to_end():
 def test_buffers_of_several_steps_are_a_caveat():
     audit = audited(replace(inverted(2), steps=2), "labels.head")
     assert "GA206" not in {finding.code for finding in audit.findings}
-    (caveat,) = [each for each in audit.caveats if each.code == "GA317"]
+    (caveat,) = [each for each in audit.caveats if each.code == "GA324"]
     assert "count 2 steps" in caveat.message
     assert not caveat.voids
 
@@ -449,7 +449,7 @@ def test_an_open_contrast_is_a_caveat():
     known = settle(bare, had.module, had.flags())
     options = options_of(attacks=["labels.head", "images.lm"], budget=60)
     audit = run_audit(Case(LoadedModel(had.module, FILE), bare, known), options).audit
-    assert "GA318" in {caveat.code for caveat in audit.caveats}
+    assert "GA325" in {caveat.code for caveat in audit.caveats}
     assert "GA201" not in {finding.code for finding in audit.findings}
 
 
