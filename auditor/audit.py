@@ -14,12 +14,18 @@ from auditor.attacks import Attack, Milestone, Watch
 from auditor.attacks.failures import told_of
 from auditor.attacks.labels import looks_single
 from auditor.attacks.training_estimate import with_estimated_training
-from auditor.checks import caveats_of, contradiction, other_than_said, scale_caveats
+from auditor.checks import (
+    caveats_of,
+    contradiction,
+    contrast_caveats,
+    other_than_said,
+    scale_caveats,
+)
 from auditor.defences.loss_scale import without_loss_scale
 from auditor.defences.seen import look
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
-from auditor.findings import Weight, findings_of, worst_first
+from auditor.findings import Weight, findings_of, statistics_findings, worst_first
 from auditor.measuring import in_units, measurable, require_fitting
 from auditor.options import Options
 from auditor.planted.examination import model_findings
@@ -122,7 +128,8 @@ def run_audit(
         for attack in options.attacks
     )
     shown = [finding for found in findings.values() for finding in found]
-    every = _each_sample_once(worst_first([*shown, *model_findings(problem)]))
+    sent_along = statistics_findings(problem)
+    every = _each_sample_once(worst_first([*shown, *sent_along, *model_findings(problem)]))
     audit = conclude(
         Shown(every, reports, _caveats(problem, case, every, evidence, weighed, scale) + doubts),
         evidence=options.evidence,
@@ -348,6 +355,7 @@ def _caveats(
     raised += scale_caveats(problem)
     raised += other_than_said(problem, single=looks_single(problem), scale=scale)
     raised += weighed.caveats
+    raised += contrast_caveats(evidence)
     for entry in evidence:
         if entry.recovery.labels is not None:
             raised += contradiction(problem, entry.recovery.labels.at_least)

@@ -1,4 +1,4 @@
-"""What batch norm gives away: the mode that the client trained in, and its batch's statistics.
+"""What batch norm gives away: the mode that the client trained in.
 
 In training mode a batch norm takes the mean over batch and places from what it is given, and the
 scale. Nothing then depends on the bias of the layer before it, whose gradient is zero, nor (but for
@@ -8,15 +8,13 @@ the batch norm's own weight and bias instead.
 
 What ReLU, leaky ReLU and pooling make of twice their input is twice as much, so by Euler's theorem
 values times gradients have the same sum before and after them: with one of these in between, the
-product holds for rows with their biases, while the bias's gradient alone is zero no more. Buffers
-that a client sends back hold the batch's own statistics.
+product holds for rows with their biases, while the bias's gradient alone is zero no more.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +36,6 @@ _HOLDS, _OFF = 1e-2, 0.1
 # length: 0.67 for random directions. Eight rows have a median below 0.03 once in 40,000 draws.
 _RIGHT_ANGLE, _ROWS = 0.03, 8
 _DIGITS = 30  # rounding errors of a sum, in units of the dump's precision
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Of one batch norm's input in one training step: mean and biased variance, (C,) each."""
-
-    mean: Tensor
-    variance: Tensor
 
 
 def normalised_layers(recording: Recording) -> tuple[Normalised, ...]:
@@ -236,58 +226,3 @@ def mode_caveats(known: Knowledge, mode: Mode | None) -> tuple[Caveat, ...]:
             voids=True,
         ),
     )
-
-
-def statistics_sent(
-    module: nn.Module, after: Mapping[str, Tensor], *, places: Mapping[str, int]
-) -> dict[str, Statistics]:
-    """The statistics of the client's batch, by the name of the batch norm.
-
-    `after` holds the buffers that came back after one training step on `module`; `places` how many
-    numbers a channel each batch norm averaged (samples times height times width). A running value
-    is (1 - momentum) old + momentum new, the variance in its unbiased form.
-    """
-    found = {}
-    for name, norm in module.named_modules():
-        mean, variance = after.get(f"{name}.running_mean"), after.get(f"{name}.running_var")
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
-            continue
-        if mean is None or variance is None or norm.running_var is None or name not in places:
-            continue
-        share = _share(norm, after.get(f"{name}.num_batches_tracked"))
-        count = places[name]
-        if share == 0 or count < 2:
-            continue
-        old_mean, old_variance = norm.running_mean.double(), norm.running_var.double()
-        batch_mean = (mean.double() - (1 - share) * old_mean) / share
-        unbiased = (variance.double() - (1 - share) * old_variance) / share
-        found[name] = Statistics(batch_mean, unbiased * (count - 1) / count)
-    return found
-
-
-def _share(norm: nn.modules.batchnorm._BatchNorm, tracked: Tensor | None) -> float:
-    """The weight of the new batch in a running value; without a momentum, a plain average."""
-    if norm.momentum is not None:
-        return float(norm.momentum)
-    if tracked is None and norm.num_batches_tracked is not None:
-        tracked = norm.num_batches_tracked + 1
-    return 0.0 if tracked is None else 1.0 / max(int(tracked), 1)
-
-
-def places_of(module: nn.Module, inputs: Tensor) -> dict[str, int]:
-    """How many numbers a channel each batch norm averages over a batch like `inputs`."""
-    found: dict[str, int] = {}
-    ours = copy.deepcopy(module).eval()
-    handles = []
-    for name, norm in ours.named_modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-
-            def see(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-                found[name] = given[0].numel() // given[0].shape[1]
-
-            handles.append(norm.register_forward_pre_hook(see))
-    with torch.no_grad():
-        ours(inputs)
-    for handle in handles:
-        handle.remove()
-    return found

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from auditor.batch_norm import mode_caveats
 from auditor.problem import is_scaled
-from auditor.records import Belongs, Caveat, DefenceSeen, GradientDump, Knowledge, Problem
+from auditor.records import (
+    Belongs,
+    Caveat,
+    DefenceSeen,
+    Evidence,
+    GradientDump,
+    Knowledge,
+    Problem,
+)
 
 # Relative to the gradient, what summation order and single precision may leave in exact sums.
 _SUMMATION = 1e-4
@@ -103,6 +111,15 @@ def caveats_of(
     ]
     raised += _dropout(problem)
     raised += _set_aside(problem, dump)
+    if problem.statistics_unused:
+        raised.append(
+            Caveat(
+                "GA324",
+                "Running statistics of batch norm came along and were not used: "
+                f"{problem.statistics_unused}.",
+                voids=False,
+            )
+        )
     if dump.missing:
         raised.append(
             Caveat(
@@ -167,6 +184,20 @@ def contradiction(problem: Problem, proved: int) -> tuple[Caveat, ...]:
             f"The head's gradient needs at least {proved} samples, the batch is said to hold "
             f"{size}: the batch size or the reduction is wrong. The label counts were withdrawn.",
             voids=True,
+        ),
+    )
+
+
+def contrast_caveats(evidence: Sequence[Evidence]) -> tuple[Caveat, ...]:
+    """GA325 when a claim explains the dump at another contrast as well."""
+    if not any(each.contrast_open for each in evidence):
+        return ()
+    return (
+        Caveat(
+            "GA325",
+            "At another contrast the rebuilt pictures explain the dump as well, because batch norm "
+            "was in training mode: restarts that agree do not confirm the contrast.",
+            voids=False,
         ),
     )
 

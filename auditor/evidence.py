@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from auditor.attacks.likelihood import thresholds
+from auditor.batch_statistics import distances
 from auditor.bounds.fit import Fit, fit_of
 from auditor.metrics import match_batch, psnr
 from auditor.problem import (
@@ -28,6 +29,7 @@ from auditor.problem import (
     relative_residual,
     residuals_of,
     scale_of,
+    statistics_apart,
     to_model_units,
     to_own_units,
     to_pixels,
@@ -50,6 +52,9 @@ _DIGITS, _OWN_DIGITS, _PRECISE = 1e-4, 1e-3, 1e-6
 # Under noise a prior draws two answers towards gray alike. They agree where they are so much nearer
 # to one another than to gray, as a ratio of mean squared differences.
 _TOLD = 0.01
+# Where it is asked whether the dump tells the contrast of a claim: what is left of it, and how many
+# tolerances are its equal. A tenth more or less is then within one, and 30 dB away.
+_LESS, _TWICE = 0.8, 2.0
 # Entries of a pruned dump for each number of the claim.
 _KEPT = 2
 # A picture searched for below features that were read off: it makes them to a tenth, and the
@@ -87,11 +92,13 @@ def examine(
         rows = [_as_sent(problem, row, fit) for row, fit in zip(rows, fits, strict=True)]
     layers = [residuals_of(problem, row) for row in rows]
     worst = [max(_finite(value) for value in layer.values()) for layer in layers]
-    best = _best(worst, fits, at_floor)
+    statistics = _statistics(problem, recovery.inputs)
+    best = _best(_as_batch(worst, statistics), fits, at_floor)
     limit = max(CONSISTENT, tolerance_of(problem))
-    close = at_floor if fits else [value <= limit for value in worst]
+    close = at_floor if fits else [value <= limit for value in _as_batch(worst, statistics)]
     agreement, agreeing = _agreement(problem, recovery.inputs, close, best)
-    if recovery.guided:
+    contrast_open = close[best] and _is_contrast_open(problem, recovery, best)
+    if recovery.guided or contrast_open:
         agreement, agreeing = (), min(agreeing, 1)
     if recovery.samples is None and fits and not at_floor[best]:
         recovery, samples = _one_by_one(problem, recovery, best)
@@ -106,6 +113,8 @@ def examine(
         agreeing=agreeing,
         layers=layers[best],
         seconds=seconds,
+        statistics=statistics,
+        contrast_open=contrast_open,
         own_residual=max(_own_residual(problem, recovery, row) for row in rows),
         samples=samples,
         misfits=tuple(_finite(fit.ratio) for fit in fits),
@@ -131,7 +140,19 @@ def is_equal(problem: Problem, evidence: Evidence) -> bool:
         return False
     if evidence.at_floor:
         return evidence.at_floor[evidence.best]
+    if not has_sent_statistics(evidence):
+        return False
     return evidence.worst_residuals[evidence.best] <= tolerance_of(problem)
+
+
+def has_sent_statistics(evidence: Evidence) -> bool:
+    """Whether no statistics of the batch were sent along, or those of the best claim are the same.
+
+    The gradient of a batch norm in training mode says nothing of the contrast before it; these do.
+    """
+    if evidence.best is None or not evidence.statistics:
+        return True
+    return evidence.statistics[evidence.best] <= CONSISTENT
 
 
 def is_close(problem: Problem, evidence: Evidence) -> bool:
@@ -214,6 +235,7 @@ def is_proved(problem: Problem, evidence: Evidence) -> bool:
         and max(readings) <= _DIGITS
         and evidence.own_residual <= _OWN_DIGITS
         and min(evidence.agreement, default=0.0) >= EXACT
+        and has_sent_statistics(evidence)
     )
 
 
@@ -286,6 +308,49 @@ def samples_told(problem: Problem, evidence: Evidence) -> tuple[bool, ...]:
     """Of each sample of the best claim: whether the dump holds it, and nothing else as well."""
     size = problem.knowledge.batch_size or 1
     return evidence.told or (is_equal(problem, evidence),) * size
+
+
+def _statistics(problem: Problem, inputs: Tensor) -> tuple[float, ...]:
+    """Of each row (R, N, C, H, W), how far its worst batch norm is from what was sent along.
+
+    Empty when nothing was, and through a defence, which the buffers may have passed as well.
+    """
+    if not problem.statistics or not problem.channel.is_clear:
+        return ()
+    with torch.no_grad():
+        rows = [distances(statistics_apart(problem, each)) for each in inputs]
+    return tuple(max(_finite(value) for value in row.values()) for row in rows)
+
+
+def _is_contrast_open(problem: Problem, recovery: Recovery, best: int) -> bool:
+    """Whether the claim with less contrast is its equal, as after batch norm in training mode.
+
+    Less contrast: nearer to zero, or nearer to the mean of each channel over the batch; a first
+    convolution with padding tells the second, one without tells neither.
+    """
+    if problem.knowledge.mode != "train" or not problem.trace.batch_norm or problem.statistics:
+        return False
+    assert recovery.inputs is not None
+    assert recovery.input_labels is not None
+    inputs, labels = recovery.inputs[best], recovery.input_labels[best]
+    means = inputs.mean((0, 2, 3), keepdim=True) if inputs.ndim == 4 else inputs.mean(0)
+    for centre in (torch.zeros_like(means), means):
+        other = gradient_of(problem, centre + _LESS * (inputs - centre), labels)
+        left = max(_finite(value) for value in residuals_of(problem, other).values())
+        if left <= _TWICE * tolerance_of(problem):
+            return True
+    return False
+
+
+def _as_batch(worst: list[float], statistics: tuple[float, ...]) -> list[float]:
+    """Residuals of the rows; infinite for those whose batch statistics are not those sent along.
+
+    If they all are, what they leave of the gradient decides.
+    """
+    if not any(value <= CONSISTENT for value in statistics):
+        return worst
+    pairs = zip(worst, statistics, strict=True)
+    return [left if value <= CONSISTENT else math.inf for left, value in pairs]
 
 
 def _best(worst: list[float], fits: list[Fit], at_floor: list[bool]) -> int:

@@ -37,7 +37,7 @@ from auditor.records import (
 )
 from auditor.rules import finding_of
 from auditor.samples.findings import estimated_training, sample_finding
-from auditor.severity import input_severity, label_severity
+from auditor.severity import input_severity, label_severity, statistics_severity
 from auditor.trials.fidelity import Fidelity, ceiling_of
 
 _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
@@ -81,6 +81,22 @@ def findings_of(
 def worst_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """By score; of equal ones, what the dump shows by itself before what was measured."""
     return tuple(sorted(findings, key=lambda f: (-f.severity.score, f.certainty == "measured")))
+
+
+def statistics_findings(problem: Problem) -> tuple[Finding, ...]:
+    """GA206 where buffers that came along give the statistics of the batch."""
+    layers, size = problem.statistics.values(), problem.knowledge.batch_size
+    if not layers:
+        return ()
+    channels = sum(len(one.mean) for one in layers)
+    text = (
+        f"Mean and variance over the batch of {size} are known of {channels} channels, in "
+        f"{len(layers)} batch norms: the buffers were sent along with the update."
+    )
+    measures = [Measure("channels with known statistics", float(channels), "")]
+    premises = ("the buffers are those after one training step, with the momentum of the model",)
+    severity = statistics_severity()
+    return (finding_of("GA206", severity, "proved", text, "buffers", measures, premises),)
 
 
 # --------------------------------------------------------------------------- labels
@@ -328,6 +344,9 @@ def _claim_measures(evidence: Evidence, weight: Weight) -> Sequence[Measure]:
             "restarts that agree", float(evidence.agreeing), f"of {len(evidence.worst_residuals)}"
         ),
     ]
+    if evidence.statistics:
+        apart = evidence.statistics[evidence.best]
+        measures.append(Measure("distance to the statistics sent along, worst layer", apart, ""))
     if evidence.agreement:
         measures.append(Measure("agreement, worst sample", min(evidence.agreement), "dB"))
     if weight.fidelity is not None:

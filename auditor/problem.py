@@ -18,6 +18,7 @@ from torch.func import functional_call, grad
 from torch.nn import functional as F
 
 from auditor.batch_norm import mode_of, mode_of_buffers, with_deduced_mode
+from auditor.batch_statistics import Sent, apart, running_statistics, statistics_in, tapped
 from auditor.errors import InputError
 from auditor.local_training import (
     LONGEST,
@@ -77,9 +78,18 @@ def make_problem(
     order = [name for name, _ in module.named_parameters() if name in sent]
     gradient = {name: sent[name].to(device=device, dtype=dtype) for name in order}
     _check_auxiliary(auxiliary, knowledge, found)
-    precision = dump.precision * _growth(dump, sent, knowledge)
+    came = statistics_in(dump, module, knowledge) if knowledge.mode == "train" else Sent()
     return Problem(
-        ours, gradient, precision, knowledge, found, mode_shown=shown, auxiliary=auxiliary
+        ours,
+        gradient,
+        dump.precision * _growth(dump, sent, knowledge),
+        knowledge,
+        found,
+        mode_shown=shown,
+        auxiliary=auxiliary,
+        statistics=came.layers,
+        statistics_unused=came.unused,
+        running=running_statistics(module) if knowledge.mode == "train" and not came.layers else {},
     )
 
 
@@ -324,6 +334,19 @@ def residuals_of(problem: Problem, gradient: Mapping[str, Tensor]) -> dict[str, 
         name: float((gradient[name] - sent).norm() / scales[name])
         for name, sent in problem.gradient.items()
     }
+
+
+def statistics_apart(problem: Problem, inputs: Tensor) -> dict[str, Tensor]:
+    """By batch norm, how far the statistics of inputs (N, C, H, W) are from those sent along.
+
+    See `batch_statistics.apart`. Empty when none were sent.
+    """
+    if not problem.statistics:
+        return {}
+    fixed = {name: value.detach() for name, value in problem.module.named_parameters()}
+    with tapped(problem.module, problem.statistics) as seen:
+        functional_call(problem.module, fixed, (inputs,))
+    return apart(problem.statistics, seen, tolerance=tolerance_of(problem))
 
 
 def relative_residual(problem: Problem, gradient: Mapping[str, Tensor]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from auditor.evidence import is_equal, is_verified, where_it_ended
+from auditor.evidence import has_sent_statistics, is_equal, is_verified, where_it_ended
 from auditor.problem import tolerance_of
 from auditor.records import Evidence, LinkReport, Problem
 from auditor.samples.findings import why_more, why_no_sample
@@ -40,6 +40,8 @@ def _unfinished(problem: Problem, evidence: Evidence) -> str:
     residual = evidence.worst_residuals[evidence.best]
     if evidence.recovery.links:
         return _hidden(evidence)
+    if (why := _why_other_batch(evidence)) is not None:
+        return why
     if evidence.recovery.guided and is_equal(problem, evidence):
         return "a prior (neighbouring pixels are alike) chose among pictures that fit the dump"
     if is_equal(problem, evidence):
@@ -52,6 +54,19 @@ def _unfinished(problem: Problem, evidence: Evidence) -> str:
         f"{ended} at a relative residual of {residual:.1e} in the worst tensor, "
         f"{tolerance_of(problem):.1e} is needed"
     )
+
+
+def _why_other_batch(evidence: Evidence) -> str | None:
+    """Why another batch than the claimed one may have made the same gradient."""
+    if not has_sent_statistics(evidence):
+        apart = evidence.statistics[evidence.best or 0]
+        return (
+            "the statistics of the batch that were sent along are not those of the rebuilt input: "
+            f"they differ by {apart:.1e} in the worst layer"
+        )
+    if evidence.contrast_open:
+        return "at another contrast the rebuilt input explains the dump as well"
+    return None
 
 
 def _hidden(evidence: Evidence) -> str:

@@ -104,6 +104,19 @@ RULES: tuple[Rule, ...] = (
         _RECONSTRUCTION,
     ),
     Rule(
+        "GA206",
+        "Statistics of the private batch came along",
+        "Batch norm's running mean and variance moved in one training step. What they were before "
+        "and the momentum are in the model, so the mean and variance of every channel over the "
+        "client's batch follow, without any gradient.",
+        "They say how bright, how colourful and how rich in contrast the data are, and what the "
+        "network sees in them on average, whatever is done to the gradient. In an attack they fix "
+        "what batch norm hides from the gradient.",
+        "Do not send running statistics: keep batch norm local to the client, as FedBN does (Li et "
+        "al. 2021, arXiv:2102.07623), freeze it, or use group norm or layer norm.",
+        _RECONSTRUCTION,
+    ),
+    Rule(
         "GA501",
         "The exact text was rebuilt from the gradient",
         "The gradient of the rebuilt sequences of tokens, derived again, equals the dump in half "
@@ -321,6 +334,23 @@ RULES: tuple[Rule, ...] = (
         "The dump was divided by the power of two that fits. Of a batch it is a guess; if it is "
         "wrong, attacks that compare sizes fail.",
         "Call scaler.unscale_(optimizer) before the gradient is dumped.",
+    ),
+    Rule(
+        "GA324",
+        "Buffers that came along were not used",
+        "Running statistics of batch norm are in the update, but what they say of one batch does "
+        "not follow from them.",
+        "They hold what the client's batches have in common all the same, and attacks did without.",
+        "Say --batch-size and --local-steps if they are missing. Do not send running statistics.",
+    ),
+    Rule(
+        "GA325",
+        "The contrast of the pictures is open",
+        "Batch norm in training mode divides what it is given by its spread. The gradient of the "
+        "rebuilt pictures equals the dump at another contrast as well.",
+        "Restarts may agree on a contrast that they took from where they began, so that nothing "
+        "confirms it. What the pictures show is not in doubt by this.",
+        "Nothing to mend. Statistics of the batch, when they are sent along, decide it.",
     ),
     Rule(
         "GA401",

@@ -26,6 +26,8 @@ SOME_LABELS = 3.9
 ESTIMATED_LABELS = 1.0
 UNKNOWN_SHARE = 0.5
 
+BATCH_STATISTICS = 3.0
+
 TOKEN_SET = 7.0
 SOME_TOKENS = 5.0
 ESTIMATED_TOKENS = 3.0
@@ -103,6 +105,11 @@ def token_severity(*, certainty: Certainty, complete: bool) -> Severity:
     if certainty == "estimated":
         return _severity(ESTIMATED_TOKENS)
     return _severity(TOKEN_SET if complete else SOME_TOKENS)
+
+
+def statistics_severity() -> Severity:
+    """Severity of the exact statistics of a batch: averages over it, not what is in it."""
+    return _severity(BATCH_STATISTICS)
 
 
 def parse_threshold(text: str) -> float:

@@ -27,6 +27,7 @@ ROOMS = (
     "metrics",
     "graph",
     "batch_norm",
+    "batch_statistics",
     "trace",
     "problem",
     "solve",

@@ -167,7 +167,8 @@ def test_the_truth_under_batch_norm_in_training_mode():
         )
     had = Client(module.eval(), *batch(4, 4), mode="train")
     evidence = judged(had, rows(had, same, same))
-    assert is_verified(had.problem(), evidence)
+    assert is_equal(had.problem(), evidence)
+    assert evidence.contrast_open  # and so not verified, see test_batch_statistics.py
 
 
 # --------------------------------------------------------------------------- what is not a number

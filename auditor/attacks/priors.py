@@ -3,27 +3,31 @@
 The cosine distance of Inverting Gradients (Geiping et al. 2020, arXiv:2003.14053), total variation,
 and where it helps the statistics of batch norm (GradInversion: Yin et al. 2021, arXiv:2104.07586)
 or a smooth slope for ReLU, minimised by signed Adam in smooth coordinates. Heats from several
-starts under several priors come first; those whose gradient points nearest to the dump go on.
+starts under several priors come first, some of them as a group (`group.py`); those whose gradient
+points nearest to the dump go on. Statistics of the batch that were sent along are no prior: they
+count in the objective and in the choice.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from auditor.attacks.base import Watch
+from auditor.attacks.group import drawn_together
 from auditor.attacks.images import Film, Search
 from auditor.attacks.labels import label_claim
 from auditor.attacks.objectives import Weighting, direction
 from auditor.attacks.picture_starts import Start, coordinates, first_row
 from auditor.attacks.surrogates import Surrogates, statistics_distance
-from auditor.problem import why_not_simulated
-from auditor.records import Course, Problem, Recovery
+from auditor.batch_statistics import apart, tapped
+from auditor.problem import tolerance_of, why_not_simulated
+from auditor.records import Course, LayerStatistics, Problem, Recovery
 from auditor.solve import Solution, by_row
 from auditor.solve.adam import signed_adam
 
@@ -34,20 +38,28 @@ _HEAT = 0.25  # of the time that is left, for one heat at most
 _SPARE = 0.9  # of the time that is left is planned for: some steps take longer than others
 
 
+_SENT, _HEAVY = 0.5, 10.0  # weights of statistics that were sent along
+
+_TOGETHER = "what several searches have in common is nearer to the picture (group consistency)"
+_OF_THIS_STEP = "the buffers are of this step, with the momentum of the model"
+
+
 @dataclass(frozen=True)
 class Prior:
     """What a search adds to the dump, and how it compares. Zero and None: nothing."""
 
     weighting: Weighting = "whole"
     total_variation: float = 0.05
-    statistics: float = 0.0  # of batch norm
+    statistics: float = 0.0  # the running ones of batch norm, in evaluation mode
+    running: float = 0.0  # the same in training mode, where the batch's own were not sent along
+    sent: float = _SENT  # those of the batch, where they were sent along
     sharpness: float | None = None  # of the slope that stands for ReLU's
 
     def premises(self) -> tuple[str, ...]:
         """What was assumed, in words."""
         said = ["neighbouring pixels are alike (smooth coordinates, total variation)"]
         said.append("every pixel lies between black and white")
-        if self.statistics:
+        if self.statistics or self.running:
             said.append("the picture resembles those of the training in batch norm's statistics")
         return tuple(said)
 
@@ -58,6 +70,8 @@ PRIORS = (
     Prior(),
     Prior(sharpness=5.0),
     Prior(weighting="tensor"),
+    Prior(sent=_HEAVY),
+    Prior(running=0.1),
 )
 
 
@@ -67,7 +81,11 @@ class Heat:
 
     prior: Prior
     row: Tensor  # (1, D), coordinates
-    distance: float  # cosine distance of the true network's gradient: no prior, no surrogate
+    distance: float  # from what was sent, with the true network: no prior, no surrogate
+    together: bool = False  # with others, as a group
+
+    def premises(self) -> tuple[str, ...]:
+        return (*self.prior.premises(), *((_TOGETHER,) if self.together else ()))
 
 
 @dataclass(frozen=True)
@@ -80,10 +98,15 @@ class Final:
 
 @dataclass(frozen=True)
 class ImagePriors:
-    """Heats under every prior, then from more starts under the best one; the best two go on."""
+    """Heats under every prior, then from more starts under the best one; the best two go on.
+
+    The last `group` of the heats run side by side, each with a `pull` to what all of them found.
+    """
 
     heats: int = 8
     heat_steps: int = 200
+    group: int = 3  # fewer than two: none
+    pull: float = 0.1
     finals: int = 2
     steps: int = 1000  # of a final
     priors: tuple[Prior, ...] = PRIORS
@@ -131,7 +154,8 @@ class _Run:
         kept = [final for final in finals if final.heat.distance <= limit]
         none = self._gray().new_zeros(0, *self.shape)
         inputs = torch.stack([self._inputs(k.heat.row)[0] for k in kept]) if kept else none
-        said = [premise for final in kept for premise in final.heat.prior.premises()]
+        said = [premise for final in kept for premise in final.heat.premises()]
+        said += [_OF_THIS_STEP] if self.problem.statistics else []
         return Recovery(
             inputs=inputs,
             input_labels=self.labels.expand(len(inputs), -1),
@@ -151,24 +175,40 @@ class _Run:
             share = 1.0 if place + 1 == len(heats) else _FIRST
             steps = self._affordable(self.attack.steps, share)
             solution, course = self._descend(heat.prior, heat.row, steps)
-            ended = Heat(heat.prior, solution.x, self._true_distance(solution.x))
+            row, distance = solution.x, self._true_distance(solution.x)
+            ended = replace(heat, row=row, distance=distance)
             finals.append(Final(ended, course))
         return finals
 
     # ----------------------------------------------------------------------- heats
 
     def _heats(self) -> list[Heat]:
-        """One under each prior from a gray start, then the best prior from other starts."""
+        """One under each prior from a gray start, then the best prior from other starts.
+
+        The last ones as a group, if there is time for all of its members.
+        """
         heats: list[Heat] = []
         if self.watch.deadline is not None and not self.watch.expired():
             self.pace = self._measured_pace()
         for prior in self._priors():
             if len(heats) < self._number(len(heats)) and not self.watch.expired():
                 heats.append(self._heat(prior, "gray"))
+        size = self.attack.group
         while heats and len(heats) < self._number(len(heats)) and not self.watch.expired():
             best = min(heats, key=lambda heat: heat.distance).prior
-            heats.append(self._heat(best, _STARTS[len(heats) % len(_STARTS)]))
+            left = self._number(len(heats)) - len(heats)
+            if left == size > 1:
+                heats += self._group(best, [_start_of(len(heats) + i) for i in range(size)])
+            else:
+                heats.append(self._heat(best, _start_of(len(heats))))
         return heats
+
+    def _group(self, prior: Prior, starts: list[Start]) -> list[Heat]:
+        steps = self._affordable(self.attack.heat_steps, _HEAT, side_by_side=len(starts))
+        rows = torch.cat([self._start(start) for start in starts])
+        solution, _ = self._descend(prior, rows, steps)
+        ends = [row[None] for row in solution.x]
+        return [Heat(prior, row, self._true_distance(row), together=True) for row in ends]
 
     def _priors(self) -> tuple[Prior, ...]:
         """Those that differ on this network."""
@@ -179,7 +219,10 @@ class _Run:
         return tuple(
             prior
             for prior in self.attack.priors
-            if (taps.seen or not prior.statistics) and (taps.relus or prior.sharpness is None)
+            if (taps.seen or not prior.statistics)
+            and (taps.relus or prior.sharpness is None)
+            and (self.problem.statistics or prior.sent == _SENT)
+            and (self.problem.running or not prior.running)
         )
 
     def _heat(self, prior: Prior, start: Start) -> Heat:
@@ -202,17 +245,34 @@ class _Run:
         )
 
     def _true_distance(self, row: Tensor) -> float:
+        """Cosine distance, plus the mean squared distance to statistics that were sent along."""
         self.evaluations += 1
-        return float(self.match.distance(self._inputs(row)[0], "whole").detach())
+        with tapped(self.problem.module, self.problem.statistics) as seen:
+            distance = self.match.distance(self._inputs(row)[0], "whole")
+        return float(distance.detach() + self._apart(self.problem.statistics, seen).detach())
+
+    def _apart(
+        self, known: Mapping[str, LayerStatistics], seen: Mapping[str, list[Tensor]]
+    ) -> Tensor:
+        """The mean squared distance of what was seen from known statistics, (); 0 without any."""
+        rows = apart(known, seen, tolerance=tolerance_of(self.problem)).values()
+        squares = [part.square().sum() for part in rows]
+        return torch.stack(squares).mean() if squares else self.space.gain.new_zeros(())
 
     # ----------------------------------------------------------------------- one descent
 
     def _descend(self, prior: Prior, row: Tensor, steps: int) -> tuple[Solution, Course]:
+        """Rows (R, D), drawn together if there are several."""
+        objective = by_row(self._objective(prior))
+        if len(row) > 1:
+            objective = drawn_together(
+                objective, self._pixels, weight=self.attack.pull, calls=steps
+            )
         film = Film(
             self.problem, self._inputs, Search(max_steps=steps), self.attack.name, self.watch, 0
         )
         solution = signed_adam(
-            by_row(self._objective(prior)),
+            objective,
             row,
             max_steps=steps,
             project=lambda u: self.space.of(self.space.boxed(self.space.rows(u))),
@@ -223,10 +283,16 @@ class _Run:
         return solution, film.courses(solution.x, solution.status)[0]
 
     def _objective(self, prior: Prior) -> Callable[[Tensor], Tensor]:
+        sent = self.problem.statistics
+        running = self.problem.running if prior.running else {}
+
         def value(row: Tensor) -> Tensor:
             inputs = self.space.rows(row.unsqueeze(0)).view(self.shape)
-            with Surrogates(sharpness=prior.sharpness, statistics=prior.statistics > 0) as taps:
+            kind = Surrogates(sharpness=prior.sharpness, statistics=prior.statistics > 0)
+            with kind as taps, tapped(self.problem.module, {**sent, **running}) as seen:
                 total = self.match.distance(inputs, prior.weighting)
+            total = total + prior.sent * self._apart(sent, seen)
+            total = total + prior.running * self._apart(running, seen)
             if prior.statistics:
                 total = total + prior.statistics * statistics_distance(taps.seen)
             return total + prior.total_variation * total_variation(inputs)
@@ -242,6 +308,11 @@ class _Run:
     def _inputs(self, rows: Tensor) -> Tensor:
         """(R, D) to (R, N, C, H, W) in model units, pixels in their range."""
         return self.space.boxed(self.space.rows(rows)).view(len(rows), *self.shape)
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        """(R, D) to (R, N, C, H, W), pixels 0..1 but not clipped, with a graph."""
+        images = self.space.rows(rows).view(len(rows), *self.shape)
+        return (images - self.space.low) / (self.space.high - self.space.low)
 
     # ----------------------------------------------------------------------- time
 
@@ -259,14 +330,18 @@ class _Run:
             return None
         return _SPARE * max(self.watch.deadline - time.monotonic(), 0.0)
 
-    def _affordable(self, wanted: int, share: float) -> int:
-        """Steps of a run that has a share of the time: planned, so that its last ones are small."""
+    def _affordable(self, wanted: int, share: float, *, side_by_side: int = 1) -> int:
+        """Steps of runs that have a share of the time: planned, so that their last are small."""
         left = self._left()
         if left is None or not self.pace:
             return wanted
-        steps = min(wanted, int(left * share / self.pace))
+        steps = min(wanted, int(left * share / (self.pace * side_by_side)))
         self.short = self.short or steps < wanted
         return max(steps, 1)
+
+
+def _start_of(heat: int) -> Start:
+    return _STARTS[heat % len(_STARTS)]
 
 
 def total_variation(inputs: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ r(x) = sqrt(w_l) (g_l(x) - g*_l), one tensor l after the other, with the weights
 The head's weight gradient d'e (d: gradient of the logits, (N, K); e: features, (N, E)) can be huge.
 It enters as S d'e with fixed orthonormal rows S (s, K): a basis of the column space of the dump's,
 then random ones. With s = K nothing is lost.
+
+Statistics of the batch that were sent along are more rows: what batch norm was given less what it
+is said to have been given, each batch norm weighted like a tensor of the dump.
 """
 
 from __future__ import annotations
@@ -19,7 +22,13 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from auditor.attacks.matching import called_once, head_hook, low_rank, tensor_weights
 from auditor.local_training import midway, schedule
-from auditor.problem import change_of, is_one_gradient, loss_of, simulated_gradient
+from auditor.problem import (
+    change_of,
+    is_one_gradient,
+    loss_of,
+    simulated_gradient,
+    statistics_apart,
+)
 from auditor.records import LocalTraining, Problem
 from auditor.solve import LinearMap, jacobian_products
 
@@ -84,7 +93,7 @@ class MatchingResidual:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(R, n) to (R, m)."""
-        return torch.stack([self._gradient(*self.unpack(row)) - self.target for row in rows])
+        return torch.stack([self._values(*self.unpack(row)) - self.target for row in rows])
 
     def dense(self, rows: Tensor, expired: Callable[[], bool]) -> Tensor | None:
         """The Jacobians (R, m, n), column by column; None when the budget ended."""
@@ -126,7 +135,7 @@ class MatchingResidual:
         """Functions of a part of the row that add up to g, each with the part's places."""
         everywhere = torch.arange(self.width, device=row.device)
         if not self.independent:
-            return [(lambda part: self._gradient(*self.unpack(part)), everywhere)]
+            return [(lambda part: self._values(*self.unpack(part)), everywhere)]
         split = self.size * self.pixels
         pixels = everywhere[:split].view(self.size, -1)
         logits = everywhere[split:].view(self.size, -1)
@@ -142,6 +151,14 @@ class MatchingResidual:
             return gradient
 
         return [(of(i), torch.cat([pixels[i], logits[i]])) for i in range(self.size)]
+
+    def _values(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The weighted gradient, then the statistics less those sent along, (m,)."""
+        gradient = self._gradient(inputs, targets)
+        if not self.problem.statistics:
+            return gradient
+        parts = statistics_apart(self.problem, inputs).values()
+        return torch.cat([gradient, *(part / len(self.roots) ** 0.5 for part in parts)])
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The weighted gradient (m,) of these samples of the batch."""
@@ -200,7 +217,9 @@ def matching_residual(
     if left is not None:
         name = problem.trace.head.weight
         parts.append(roots[name] * (left @ problem.gradient[name]).flatten())
-    alone = _independent(problem, size)
+    statistics = sum(2 * len(one.mean) for one in problem.statistics.values())
+    parts.append(next(iter(problem.gradient.values())).new_zeros(statistics))
+    alone = not statistics and _independent(problem, size)
     return MatchingResidual(problem, labels, size, roots, head, left, torch.cat(parts), alone)
 
 

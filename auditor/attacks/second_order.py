@@ -5,6 +5,10 @@ vector (four 16x16 pictures through the papers' LeNet: 10 to 18 steps). Labels a
 head's gradient as in iDLG (Zhao, Mopuri, Bilen 2020, arXiv:2001.02610); where that is impossible
 they are searched with the images, as in DLG (Zhu, Liu, Han 2019, arXiv:1906.08935). Where restarts
 do not arrive or do not agree, smoothness chooses (`smoothness.py`). Needs a smooth network.
+
+Statistics of the batch that were sent along are equations like the others. Should a restart with
+them not arrive, the next one goes without, and only from its end on with them; if they cannot hold
+there, it stays: the momentum of the model may not be the client's.
 """
 
 from __future__ import annotations
@@ -106,11 +110,17 @@ class LevenbergMarquardt:
         guided: _Restarts | None = None
         may = self._may_guide(residual)
         early = may and not self.is_dense(residual)
+        alone = _without_statistics(residual)
+        which = residual
         while len(plain.rows) < search.restarts and plain.arrived < search.enough:
             if watch.expired():
                 return plain, guided
             steps = min(self.steps, self.patience) if early and guided is None else self.steps
-            self._restart(residual, _start(residual, search, generator), steps, plain, watch)
+            self._restart(which, _start(residual, search, generator), steps, plain, watch)
+            if which is not residual and plain.status[-1] is Status.CONVERGED:
+                self._go_on(residual, steps, plain, watch)
+            if plain.status[-1] is not Status.CONVERGED:
+                which = alone if which is residual else residual
             if early and guided is None and plain.is_tiring():
                 guided = self._guided(residual, generator, watch)
                 if guided.arrived:
@@ -167,6 +177,16 @@ class LevenbergMarquardt:
         )
         return replace(solution, evaluations=taken + solution.evaluations)
 
+    def _go_on(
+        self, residual: MatchingResidual, steps: int, found: _Restarts, watch: Watch
+    ) -> None:
+        """From the last end to where the statistics hold as well; if they cannot, it stays."""
+        more = _Restarts()
+        self._restart(residual, found.rows[-1][None], steps, more, watch)
+        found.evaluations += more.evaluations
+        if more.arrived:
+            found.replace_last(more)
+
     def _guided(
         self, residual: MatchingResidual, generator: torch.Generator, watch: Watch
     ) -> _Restarts:
@@ -214,6 +234,15 @@ class _Restarts:
         self.evaluations += solution.evaluations
         self.lowest = min([self.lowest, *solution.value.tolist()])
 
+    def replace_last(self, other: _Restarts) -> None:
+        """By the only one of another record."""
+        self.rows[-1:], self.courses[-1:], self.status[-1:] = (
+            other.rows,
+            other.courses,
+            other.status,
+        )
+        self.lowest = min(self.lowest, other.lowest)
+
     @property
     def arrived(self) -> int:
         return self.status.count(Status.CONVERGED)
@@ -234,6 +263,14 @@ class _Restarts:
         return any(
             _are_alike(one, other) for i, one in enumerate(there) for other in there[i + 1 :]
         )
+
+
+def _without_statistics(residual: MatchingResidual) -> MatchingResidual:
+    """The same equations but for those of statistics that were sent along."""
+    if not residual.problem.statistics:
+        return residual
+    bare = replace(residual.problem, statistics={})
+    return matching_residual(bare, residual.labels, size=residual.size)
 
 
 def _are_alike(one: Tensor, other: Tensor) -> bool:

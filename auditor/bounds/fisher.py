@@ -91,6 +91,8 @@ def why_no_fisher(problem: Problem) -> str | None:
         return "of signs alone no smooth likelihood is left"
     if isinstance(problem.module, torch.jit.ScriptModule):
         return "a TorchScript model cannot be differentiated twice in the way that this needs"
+    if problem.statistics:
+        return "statistics of the batch were sent along, and tell more than the gradient"
     return why_not_simulated(problem)
 
 

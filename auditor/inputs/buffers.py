@@ -88,10 +88,15 @@ def buffers_after(changes: Mapping[str, Tensor], module: nn.Module) -> dict[str,
 
 def steps_counted(after: Mapping[str, Tensor], module: nn.Module) -> int | None:
     """How many training steps the batch norms counted; None when they do not say."""
+    counts = counts_of(after, module)
+    return counts.pop() if len(counts) == 1 and min(counts) > 0 else None
+
+
+def counts_of(after: Mapping[str, Tensor], module: nn.Module) -> set[int]:
+    """The numbers of training steps that batch norms counted; empty when no counter came back."""
     before = dict(module.named_buffers())
-    counts = {
+    return {
         int(value) - int(before[name])
         for name, value in after.items()
         if name.rpartition(".")[2] == "num_batches_tracked" and name in before
     }
-    return counts.pop() if len(counts) == 1 and min(counts) > 0 else None

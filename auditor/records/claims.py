@@ -107,6 +107,8 @@ class Evidence:
     agreeing: int  # restarts that reached the same answer, the best among them
     layers: Mapping[str, float]  # relative residual of each tensor at the best claim
     seconds: float
+    statistics: tuple[float, ...] = ()  # (R,) relative, worst batch norm; empty: none were sent
+    contrast_open: bool = False  # at another contrast the best claim explains the dump as well
     own_residual: float = float("inf")  # of tensors that layers were read from, against themselves
     samples: tuple[Certainty | None, ...] = ()  # (M,) of `recovery.samples`; None: not shown
     # With a channel that is not clear, (R,) each; empty otherwise.

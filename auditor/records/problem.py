@@ -99,6 +99,16 @@ class Normalised:
     rectified: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """What one batch norm was given in one training step. (C,) each, float64 on the CPU."""
+
+    mean: Tensor
+    variance: Tensor  # biased
+    mean_error: Tensor  # that rounding left
+    variance_error: Tensor
+
+
 @dataclass(frozen=True)
 class Trace:
     """One forward pass, as far as attacks need it."""
@@ -123,3 +133,8 @@ class Problem:
     auxiliary: Auxiliary | None = None
     labels: LabelClaim | None = None  # what an attack already read of the labels
     channel: Channel = field(default_factory=Channel)  # the defence that attacks allow for
+    # Of the client's batch, by batch norm, when buffers after one training step were sent along.
+    statistics: Mapping[str, LayerStatistics] = field(default_factory=dict)
+    statistics_unused: str = ""  # why buffers that came along are not used
+    # The running ones of the model, in training mode and when no others are known: for priors.
+    running: Mapping[str, LayerStatistics] = field(default_factory=dict)

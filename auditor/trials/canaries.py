@@ -90,7 +90,8 @@ def _canary(problem: Problem, generator: torch.Generator) -> _Canary:
     """Nothing that was read of the audited dump goes along, its labels least of all."""
     pixels, labels = stand_ins(problem, generator)
     made = dump_of(problem, pixels, labels, generator)
-    return _Canary(replace(problem, gradient=made, labels=None), pixels.double())
+    other = replace(problem, gradient=made, labels=None, statistics={})
+    return _Canary(other, pixels.double())
 
 
 def _opens(canary: _Canary, attacks: Sequence[Attack], seed: int, watch: Watch) -> bool:

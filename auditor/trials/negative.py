@@ -96,7 +96,7 @@ def _noise(
         noise = torch.randn(sent.shape, generator=generator, dtype=torch.float64).to(sent)
         noise = torch.where(sent == 0, 0, noise.sign() if problem.channel.signs else noise)
         drawn[name] = noise * (sent.norm() / noise.norm().clamp_min(1e-30))
-    return _Control("noise", replace(problem, gradient=drawn))
+    return _Control("noise", replace(problem, gradient=drawn, statistics={}))
 
 
 def _shuffled(
@@ -107,7 +107,7 @@ def _shuffled(
     for name, sent in problem.gradient.items():
         order = torch.randperm(sent.numel(), generator=generator).to(sent.device)
         mixed[name] = sent.flatten()[order].view_as(sent)
-    return _Control("its shuffled entries", replace(problem, gradient=mixed))
+    return _Control("its shuffled entries", replace(problem, gradient=mixed, statistics={}))
 
 
 def _others(
@@ -121,7 +121,8 @@ def _others(
         drawn = smooth_pictures(problem.knowledge.input_shape, len(labels), generator)
         if float(_likeness(drawn.double(), claimed).max()) < _UNLIKE:
             sent = dump_of(problem, drawn, labels, generator)
-            return _Control("other pictures", replace(problem, gradient=sent), drawn.double())
+            other = replace(problem, gradient=sent, statistics={})
+            return _Control("other pictures", other, drawn.double())
     return None  # the claim is as bland as they are: it could not be told from them
 
 

@@ -66,7 +66,8 @@ def _bare(problem: Problem, samples: int) -> Problem:
     if missing is not None:
         raise NotApplicable(missing)
     known = replace(problem.knowledge, batch_size=samples)
-    return replace(problem, knowledge=known, labels=None, channel=Channel())
+    # Without buffers: most settings change the step that they would come from.
+    return replace(problem, knowledge=known, labels=None, channel=Channel(), statistics={})
 
 
 def _received(problem: Problem, sent: Defended) -> Problem:

@@ -299,5 +299,5 @@ def test_inputs_and_labels_are_not_reachable_from_a_problem():
     assert not any(t.shape == had.inputs.shape for t in tensors)
     assert {f.name for f in fields(Problem)} == {
         "module", "gradient", "precision", "knowledge", "trace", "mode_shown", "auxiliary",
-        "labels", "channel",
+        "labels", "channel", "statistics", "statistics_unused", "running",
     }  # fmt: skip
