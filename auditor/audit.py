@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -30,14 +30,12 @@ from auditor.measuring import in_units, measurable, require_fitting
 from auditor.options import Options
 from auditor.planted.examination import model_findings
 from auditor.problem import is_table, make_problem
-from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import (
     Assumption,
     AttackReport,
     Audit,
     Auxiliary,
     Caveat,
-    Curve,
     Evidence,
     Exhibit,
     Failed,
@@ -45,14 +43,13 @@ from auditor.records import (
     GradientDump,
     Knowledge,
     LoadedModel,
-    Measure,
     Problem,
     Skipped,
     Trust,
     Truth,
 )
 from auditor.row_words import said_of_rows
-from auditor.summaries import dump_summary, model_summary, provenance_of
+from auditor.summaries import attack_report, dump_summary, model_summary, provenance_of
 from auditor.trace import require_classes
 from auditor.unfinished import Claim, Unfinished
 from auditor.unfinished.form import is_well_formed
@@ -124,12 +121,14 @@ def run_audit(
         e.attack: findings_of(problem, e, case.truth, _weight(weighed, e)) for e in evidence
     }
     reports = tuple(
-        _report(problem, attack, answers.get(attack.name), findings.get(attack.name, ()), options)
+        attack_report(
+            problem, attack, answers.get(attack.name), findings.get(attack.name, ()), options
+        )
         for attack in options.attacks
     )
     shown = [finding for found in findings.values() for finding in found]
-    sent_along = statistics_findings(problem)
-    every = _each_sample_once(worst_first([*shown, *sent_along, *model_findings(problem)]))
+    shown += [*statistics_findings(problem), *model_findings(problem)]
+    every = _each_sample_once(worst_first(shown))
     audit = conclude(
         Shown(every, reports, _caveats(problem, case, every, evidence, weighed, scale) + doubts),
         evidence=options.evidence,
@@ -144,6 +143,18 @@ def run_audit(
     )
     audit = said_of_rows(audit) if is_table(problem) else audit
     return Result(audit, problem, evidence)
+
+
+def _reports(
+    problem: Problem,
+    answers: Mapping[str, Answer],
+    findings: Mapping[str, tuple[Finding, ...]],
+    options: Options,
+) -> tuple[AttackReport, ...]:
+    return tuple(
+        attack_report(problem, each, answers.get(each.name), findings.get(each.name, ()), options)
+        for each in options.attacks
+    )
 
 
 def _weight(weighed: Weighed, claim: Evidence) -> Weight:
@@ -281,64 +292,7 @@ def _with_labels(problem: Problem, answer: Answer) -> Problem:
     return replace(problem, knowledge=replace(known, batch_size=1, assumptions=noted))
 
 
-# --------------------------------------------------------------------------- reporting
-
-
-def _report(
-    problem: Problem,
-    attack: Attack,
-    answer: Answer | None,
-    findings: tuple[Finding, ...],
-    options: Options,
-) -> AttackReport:
-    base = AttackReport(
-        name=attack.name,
-        title=attack.title,
-        outcome="not selected",
-        reason=why_not(attack.name, options),
-        settings=repr(attack),
-        seconds=0.0,
-        evaluations=0,
-        curves=(),
-        layers=(),
-    )
-    if answer is None:
-        return base
-    if isinstance(answer, Skipped):
-        return replace(base, outcome="skipped", reason=answer.reason)
-    if isinstance(answer, Failed):
-        return replace(base, outcome="failed", reason=answer.reason)
-    reason = why_unfinished(problem, answer) if findings else why_nothing(problem, answer)
-    return replace(
-        base,
-        outcome="leak" if findings else "failed",
-        reason=reason,
-        seconds=answer.seconds,
-        evaluations=answer.recovery.evaluations,
-        curves=_curves(answer),
-        layers=tuple(Measure(name, value, "") for name, value in answer.layers.items()),
-        links=answer.recovery.links,
-    )
-
-
-def why_not(name: str, options: Options) -> str:
-    """Why an attack of this name did not run although nothing kept it from looking."""
-    if name not in options.selected:
-        return "not named in --attacks"
-    return "the verdict could not get worse by it; name it in --attacks to run it all the same"
-
-
-def _curves(evidence: Evidence) -> tuple[Curve, ...]:
-    """The relative residual on the way: the root of the objective."""
-    return tuple(
-        Curve(
-            row,
-            course.status,
-            course.steps,
-            tuple(max(value, 0.0) ** 0.5 for value in course.objective),
-        )
-        for row, course in enumerate(evidence.recovery.courses)
-    )
+# --------------------------------------------------------------------------- what is said
 
 
 def _caveats(

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor
 
 from auditor import __version__
+from auditor.attacks import Attack
 from auditor.options import Options
+from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import (
+    AttackReport,
+    Curve,
     DumpSummary,
+    Evidence,
+    Failed,
+    Finding,
     GradientDump,
     LoadedModel,
+    Measure,
     ModelSummary,
     Problem,
     Provenance,
+    Skipped,
 )
 
 _PACKAGES = ("torch", "torchvision", "transformers", "numpy", "safetensors")
@@ -76,3 +86,61 @@ def versions_here() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed as a package"
     return found
+
+
+def attack_report(
+    problem: Problem,
+    attack: Attack,
+    answer: Evidence | Skipped | Failed | None,
+    findings: tuple[Finding, ...],
+    options: Options,
+) -> AttackReport:
+    """What became of one attack; `answer` is None when it was not run."""
+    base = AttackReport(
+        name=attack.name,
+        title=attack.title,
+        outcome="not selected",
+        reason=why_not(attack.name, options),
+        settings=repr(attack),
+        seconds=0.0,
+        evaluations=0,
+        curves=(),
+        layers=(),
+    )
+    if answer is None:
+        return base
+    if isinstance(answer, Skipped):
+        return replace(base, outcome="skipped", reason=answer.reason)
+    if isinstance(answer, Failed):
+        return replace(base, outcome="failed", reason=answer.reason)
+    reason = why_unfinished(problem, answer) if findings else why_nothing(problem, answer)
+    return replace(
+        base,
+        outcome="leak" if findings else "failed",
+        reason=reason,
+        seconds=answer.seconds,
+        evaluations=answer.recovery.evaluations,
+        curves=_curves(answer),
+        layers=tuple(Measure(name, value, "") for name, value in answer.layers.items()),
+        links=answer.recovery.links,
+    )
+
+
+def why_not(name: str, options: Options) -> str:
+    """Why an attack of this name did not run although nothing kept it from looking."""
+    if name not in options.selected:
+        return "not named in --attacks"
+    return "the verdict could not get worse by it; name it in --attacks to run it all the same"
+
+
+def _curves(evidence: Evidence) -> tuple[Curve, ...]:
+    """The relative residual on the way: the root of the objective."""
+    return tuple(
+        Curve(
+            row,
+            course.status,
+            course.steps,
+            tuple(max(value, 0.0) ** 0.5 for value in course.objective),
+        )
+        for row, course in enumerate(evidence.recovery.courses)
+    )

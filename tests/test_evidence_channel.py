@@ -149,6 +149,15 @@ def test_few_entries_count_only_after_a_control(had):
     assert pictures_found(problem, evidence, Weight(cleared=True, doubted=True)) == []
 
 
+def test_next_to_nothing_shows_nothing(had):
+    share = 1 - 0.2 * had.inputs.numel() / sum(g.numel() for g in had.gradients().values())
+    problem, evidence = judged(had, largest_kept(had.gradients(), share), near(had, 0.03))
+    assert not is_equal(problem, evidence)
+    assert evidence.worst_residuals[0] < 1e-2
+    assert not is_close_to_few(problem, evidence)
+    assert pictures_found(problem, evidence, Weight(cleared=True)) == []
+
+
 def pictures_found(problem, evidence, weight):
     found = findings_of(problem, evidence, None, weight)
     return [finding.code for finding in found if finding.code.startswith("GA2")]

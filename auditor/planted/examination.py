@@ -28,7 +28,7 @@ _CLEAR = 30.0  # dB: what such a layer is made to give
 class Observation:
     """One layer that looks made to extract data. Plain data."""
 
-    code: str  # see rules.py
+    code: str  # see rules
     layer: str
     summary: str
     measures: tuple[Measure, ...]

@@ -43,7 +43,7 @@ class Measure:
 class Finding:
     """A leak, without what leaked."""
 
-    code: str  # see rules.py
+    code: str  # see rules
     title: str
     severity: Severity
     certainty: Certainty

@@ -14,7 +14,7 @@ import torch
 
 from auditor.attacks import Milestone, Watch
 from auditor.attacks.failures import told_of
-from auditor.audit import share_of, why_not
+from auditor.audit import share_of
 from auditor.errors import UsageError
 from auditor.findings import worst_first
 from auditor.inputs.transformers_folder import silenced
@@ -33,7 +33,7 @@ from auditor.records import (
     ModelSummary,
     Skipped,
 )
-from auditor.summaries import provenance_of
+from auditor.summaries import provenance_of, why_not
 from auditor.text.attacks import TEXT_ATTACKS
 from auditor.text.attacks.base import TextAttack
 from auditor.text.checks import text_caveats

@@ -121,7 +121,7 @@ def tolerance_of(problem: TextProblem) -> float:
     Half of the digits that the dump carries, never looser than 1 %, as for pictures. Tokens are
     discrete: in trials (four small models, MiniLM with batches of four) the right batch left 4e-7
     at most, and one token replaced by the most similar other one 0.02 at least. The harness tries
-    that on every claim (evidence.py).
+    that on every claim (evidence).
     """
     return min(max(math.sqrt(problem.precision), 3.5e-4), 1e-2)
 

@@ -1,7 +1,8 @@
 """The claim re-checked: its gradient derived again, and restarts compared with one another.
 
 An attack does not grade itself. What counts is the gradient of the inputs and hard labels that it
-names, from the one definition in problem.py, and whether restarts that started elsewhere agree.
+names, from the one definition in the room `problem`, and whether restarts that started elsewhere
+agree.
 
 Of a dump that was defended (`Problem.channel`), "equal" means at the floor: the noise explains what
 is left (auditor/bounds/fit.py), what was dropped is smaller than what was kept, and a gray picture
@@ -21,17 +22,16 @@ from torch import Tensor
 from auditor.attacks.likelihood import thresholds
 from auditor.batch_statistics import distances
 from auditor.bounds.fit import Fit, fit_of
+from auditor.evidence.standing import CONSISTENT, where_it_ended
 from auditor.metrics import match_batch, psnr
 from auditor.problem import (
     gradient_of,
-    is_estimated,
     is_in_range,
     relative_residual,
     residuals_of,
     scale_of,
     statistics_apart,
     to_model_units,
-    to_own_units,
     to_pixels,
     tolerance_of,
 )
@@ -41,25 +41,12 @@ from auditor.samples.deflation import stand_alone
 
 # Restarts agree when their pictures differ by less than this, in dB: 3 % of the pixel range.
 AGREE = 30.0
-# Up to here a residual is small enough to be called consistent.
-CONSISTENT = 1e-2
-# An error below that of rounding pixels to 8 bits, in dB: a claim of the picture itself. Of a row
-# of a table it is 1/250 of a column's deviation.
-EXACT = 59.0
-# Every tensor re-derived to four digits at least, from a dump that carries six or more. In trials
-# readings that were right left 1e-6 to 5e-5, those that were wrong 1e-2 and more.
-_DIGITS, _OWN_DIGITS, _PRECISE = 1e-4, 1e-3, 1e-6
 # Under noise a prior draws two answers towards gray alike. They agree where they are so much nearer
 # to one another than to gray, as a ratio of mean squared differences.
 _TOLD = 0.01
 # Where it is asked whether the dump tells the contrast of a claim: what is left of it, and how many
 # tolerances are its equal. A tenth more or less is then within one, and 30 dB away.
 _LESS, _TWICE = 0.8, 2.0
-# Entries of a pruned dump for each number of the claim.
-_KEPT = 2
-# A picture searched for below features that were read off: it makes them to a tenth, and the
-# gradient, in which a unit that is on by mistake counts in full, to nine tenths of every tensor.
-_FEATURES, _MOST = 0.1, math.sqrt(0.1)
 
 
 def examine(
@@ -123,136 +110,6 @@ def examine(
     )
 
 
-def where_it_ended(recovery: Recovery) -> str:
-    """How far an attack came whose time was over, in words."""
-    if not recovery.links:
-        return "the budget ended before anything was read"
-    last = next((link for link in recovery.links if not link.solved), recovery.links[-1])
-    return f"the budget ended before every layer was read; it came as far as {last.layer!r}"
-
-
-def is_equal(problem: Problem, evidence: Evidence) -> bool:
-    """Whether the best claim's gradient equals the dump: in every tensor, within tolerance.
-
-    Of a defended dump: whether it is at the floor.
-    """
-    if evidence.best is None:
-        return False
-    if evidence.at_floor:
-        return evidence.at_floor[evidence.best]
-    if not has_sent_statistics(evidence):
-        return False
-    return evidence.worst_residuals[evidence.best] <= tolerance_of(problem)
-
-
-def has_sent_statistics(evidence: Evidence) -> bool:
-    """Whether no statistics of the batch were sent along, or those of the best claim are the same.
-
-    The gradient of a batch norm in training mode says nothing of the contrast before it; these do.
-    """
-    if evidence.best is None or not evidence.statistics:
-        return True
-    return evidence.statistics[evidence.best] <= CONSISTENT
-
-
-def is_close(problem: Problem, evidence: Evidence) -> bool:
-    """Whether the best claim may be called consistent with the dump."""
-    if is_equal(problem, evidence):
-        return True
-    return _is_near(problem, evidence) and _is_overdetermined(problem)
-
-
-def is_close_to_few(problem: Problem, evidence: Evidence) -> bool:
-    """Close, but to so few entries that only a control tells whether the attack can fit any."""
-    return _is_near(problem, evidence) and not is_close(problem, evidence)
-
-
-def _is_near(problem: Problem, evidence: Evidence) -> bool:
-    if evidence.best is None or problem.channel.signs:
-        return False
-    worst = evidence.worst_residuals[evidence.best]
-    found = left_of_features(evidence)
-    if found is not None and found <= _FEATURES and problem.channel.is_clear and worst <= _MOST:
-        return True
-    return any(evidence.told) or worst <= max(CONSISTENT, tolerance_of(problem))
-
-
-def left_of_features(evidence: Evidence) -> float | None:
-    """Relative residual of the features below which a picture was searched for.
-
-    None unless every layer down to them was read off the dump, with equations that hold.
-    """
-    links = evidence.recovery.links
-    if len(links) < 2 or links[-1].status != "searched" or not all(n.solved for n in links[:-1]):
-        return None
-    return links[-1].residual
-
-
-def _is_overdetermined(problem: Problem) -> bool:
-    """Whether enough was kept of a pruned dump: a few entries are fitted easily."""
-    if not problem.channel.masked:
-        return True
-    known = problem.knowledge
-    unknowns = (known.batch_size or 1) * math.prod(known.input_shape)
-    kept = sum(int((sent != 0).sum()) for sent in problem.gradient.values())
-    return kept >= _KEPT * unknowns
-
-
-def equals_in_words(problem: Problem) -> str:
-    """What "equal" means of this dump: "equals the dump up to its noise of 1.0e-03"."""
-    channel, but = problem.channel, []
-    if channel.sigma:
-        but.append(f"up to its noise of {channel.sigma:.1e}")
-    if channel.steps:
-        but.append("up to the steps it was rounded to")
-    if channel.masked:
-        but.append("in the entries that were sent")
-    if channel.scaled:
-        but.append("up to a factor")
-    return " ".join(["equals the dump", ", ".join(but)]).strip()
-
-
-def is_verified(problem: Problem, evidence: Evidence) -> bool:
-    """Equal to the dump, and an independent restart found the same picture for every sample."""
-    return is_equal(problem, evidence) and evidence.agreeing >= 2
-
-
-def is_proved(problem: Problem, evidence: Evidence) -> bool:
-    """Whether the one picture follows from the dump, layer by layer, with nothing left to choose.
-
-    Every layer's equations hold and determine its input; every reading re-derives to the dump; and
-    readings with other rounding errors and other starts end within the rounding of a pixel. Nothing
-    is proved of an update whose learning rate or steps were estimated.
-    """
-    links, readings = evidence.recovery.links, evidence.worst_residuals
-    return (
-        problem.knowledge.batch_size == 1
-        and not is_estimated(problem)
-        and bool(links)
-        and all(link.solved and not link.constrained for link in links)
-        and len(readings) >= 2
-        and problem.precision <= _PRECISE
-        and max(readings) <= _DIGITS
-        and evidence.own_residual <= _OWN_DIGITS
-        and min(evidence.agreement, default=0.0) >= EXACT
-        and has_sent_statistics(evidence)
-    )
-
-
-def best_pixels(problem: Problem, evidence: Evidence) -> Tensor:
-    """The claim's pictures (N, C, H, W), pixels 0..1, on the CPU; rows (N, D) as `to_pixels`."""
-    assert evidence.best is not None
-    assert evidence.recovery.inputs is not None
-    return to_pixels(problem, evidence.recovery.inputs[evidence.best]).float().cpu()
-
-
-def best_inputs(problem: Problem, evidence: Evidence) -> Tensor:
-    """The claim as the client has it, float32, CPU: pixels, or columns in their own units."""
-    assert evidence.best is not None
-    assert evidence.recovery.inputs is not None
-    return to_own_units(problem, evidence.recovery.inputs[evidence.best]).float().cpu()
-
-
 def _one_by_one(
     problem: Problem, recovery: Recovery, best: int
 ) -> tuple[Recovery, tuple[Certainty | None, ...]]:
@@ -302,12 +159,6 @@ def _told(problem: Problem, inputs: Tensor, labels: Tensor) -> tuple[bool, ...]:
         fit = fit_of(problem, gradient_of(problem, other, labels), inputs.numel())
         found.append(not fit.at_floor)
     return tuple(found)
-
-
-def samples_told(problem: Problem, evidence: Evidence) -> tuple[bool, ...]:
-    """Of each sample of the best claim: whether the dump holds it, and nothing else as well."""
-    size = problem.knowledge.batch_size or 1
-    return evidence.told or (is_equal(problem, evidence),) * size
 
 
 def _statistics(problem: Problem, inputs: Tensor) -> tuple[float, ...]:
