@@ -141,8 +141,7 @@ def run_audit(
         trust=_trust(problem, case, evidence, options, weighed, watch, fail_on, unfinished),
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
-    audit = said_of_rows(audit) if is_table(problem) else audit
-    return Result(audit, problem, evidence)
+    return Result(said_of_rows(audit) if is_table(problem) else audit, problem, evidence)
 
 
 def _reports(
