@@ -24,7 +24,7 @@ from auditor.labels.simulation import Bounds, Client, counts_of, draw, heads_of
 _LARGEST = 16  # batch
 _WORK = 1_000_000  # K r^5, multiplications of one step of one guess
 _ONE_MORE = 100.0  # roundings: a direction of that size beyond the N-th is one sample more
-_DUMPS = 12  # simulated clients
+_DUMPS = 16  # simulated clients
 _GUESSED = -2.0  # margins of labels that left no trace lie about here, those of others above nought
 
 
@@ -169,12 +169,7 @@ def trust(
     if 2 * len(found) < _DUMPS:
         return None
     mine, other = torch.tensor(found).mean(0).tolist()
-    # Labels of one dump stand or fall together: one dump of either outcome is the doubt.
-    taught = isotonic(
-        torch.tensor(margins).double(),
-        torch.tensor(right).double(),
-        doubt=max(1.0, len(right) / len(found) / 2),
-    )
+    taught = isotonic(torch.tensor(margins).double(), torch.tensor(right).double())
     return Trust(taught, mine, other)
 
 

@@ -47,11 +47,11 @@ class Isotonic:
         return self.shares[place.clamp_min(0)]
 
 
-def isotonic(margins: Tensor, right: Tensor, *, doubt: float = 1.0) -> Isotonic:
+def isotonic(margins: Tensor, right: Tensor) -> Isotonic:
     """The non-decreasing map with the least squared error: pool adjacent violators.
 
-    `margins` (J,), `right` (J,) of 0 and 1. Each pool is drawn towards one half by `doubt` trials
-    of either outcome, so that nothing is called certain by a small count.
+    `margins` (J,), `right` (J,) of 0 and 1. Each pool is drawn towards one half by one trial of
+    either outcome, so that nothing is called certain by a small count.
     """
     order = margins.argsort(stable=True)
     pools: list[tuple[float, float, float]] = []  # right, trials, lowest margin
@@ -61,7 +61,7 @@ def isotonic(margins: Tensor, right: Tensor, *, doubt: float = 1.0) -> Isotonic:
             before = pools.pop()
             hits, trials, low = hits + before[0], trials + before[1], before[2]
         pools.append((hits, trials, low))
-    shares = [(hits + doubt) / (trials + 2 * doubt) for hits, trials, _ in pools]
+    shares = [(hits + 1) / (trials + 2) for hits, trials, _ in pools]
     lows = torch.tensor([low for _, _, low in pools], dtype=torch.float64)
     return Isotonic(lows, torch.tensor(shares, dtype=torch.float64).cummax(0).values)
 
