@@ -13,8 +13,10 @@ Instance accuracy is sum_c min(estimated_c, true_c) / N. The opponents are writt
 formulas: iDLG's row sums and GradInversion's row minima in ascending order (from the start again
 when a batch is larger than the number of classes), the bias-corrected rule (greedy, on the bias),
 LLG (the same on the row sums) and iLRG. The calibration error is the expected one over ten bins of
-stated probability, of all labels that were not proved; "all" includes the proved ones. "visible"
-is no attack: it knows every label with 1 - p above the spacing of float32, and guesses the rest.
+stated probability, of all labels that were not proved; "by chance" is what it would be on average
+over so many labels if every stated probability were true: where that is over 0.025, the row has too
+few open labels to tell 0.05 from nothing. "all" includes the proved labels. "visible" is no attack,
+but a bound on them: see `visible`.
 
 `--proofs` makes dumps over activations, training, modes, batch sizes 1 to 256, biases and
 precisions, and counts statements that are false.
@@ -44,7 +46,7 @@ from auditor.zoo import CifarResNet, LeNet, uniform_weights
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BINS = 10
 _MOST = 500  # auxiliary pictures
-_SPACING = 6e-8  # of float32 just below one
+_HALF_SPACING = 2.0**-24  # of float32, relative, at its least; and of numbers just below one
 Rule = Callable[["Dump"], Tensor]
 
 
@@ -165,6 +167,17 @@ class Scores:
                 self.stated.append(share)
                 self.right.append(float(seen[label] <= true[label]))
 
+    def chance(self) -> float:
+        """The mean of `error` over the labels that were not proved, if what was stated is true.
+
+        Sums of many independent labels, each with the variance p (1 - p), are about normal.
+        """
+        stated = torch.tensor(self.stated).double()
+        place = (stated * _BINS).long().clamp(0, _BINS - 1)
+        variances = torch.zeros(_BINS, dtype=torch.float64)
+        variances.index_add_(0, place, stated * (1 - stated))
+        return float((2 / torch.pi * variances).sqrt().sum()) / max(len(stated), 1)
+
     def error(self) -> tuple[float, float]:
         """Expected calibration error of what was not proved, and of everything."""
         stated, right = torch.tensor(self.stated), torch.tensor(self.right)
@@ -181,16 +194,39 @@ def dump_of(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
     return Sent(model, images, labels, {n: g for (n, _), g in zip(head, parts, strict=True)})
 
 
-def visible(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts by somebody who knows every label with 1 - p above the spacing of float32 at one.
+def visible(features: Tensor, logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Counts by somebody who knows the label of every sample that leaves a trace in the dump.
 
-    The rest leave nothing at their labels, and are guessed evenly.
+    A sample leaves a trace if its part of the head's gradient, each entry in units of the rounding
+    of that entry (no float32 can be rounded less), is longer than one: then a test that knows all
+    other samples and its features could just tell whether it is there. What float32 makes of p
+    near one counts: below half a spacing, nothing is left at the label. The rest are guessed
+    evenly, as equally likely classes are guessed best.
     """
-    doubt = 1 - torch.softmax(logits.double(), 1).gather(1, labels[:, None])[:, 0]
-    known = torch.bincount(labels[doubt > _SPACING], minlength=classes)
+    gaps = torch.softmax(logits.double(), 1)
+    rows = torch.arange(len(labels))
+    gaps[rows, labels] = 0
+    doubt = gaps.sum(1)
+    gaps[rows, labels] = torch.where(doubt > _HALF_SPACING / 2, -doubt, 0.0)
+    features = torch.cat([features.double(), torch.ones(len(labels), 1).double()], 1)
+    parts = gaps[:, :, None] * features[:, None]  # (N, K, E + 1)
+    rounding = _HALF_SPACING / 12**0.5 * parts.sum(0).abs().clamp_min(1e-37)
+    traced = (parts / rounding).flatten(1).norm(dim=1) > 1
+    known = torch.bincount(labels[traced], minlength=classes)
     left = len(labels) - int(known.sum())
     order = (torch.arange(left) + int(labels.sum())) % classes  # begins anywhere
     return known + torch.bincount(order, minlength=classes)
+
+
+def head_input(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, E) of the head, and logits (N, K)."""
+    seen: list[Tensor] = []
+    head = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        logits = model(images)
+    hook.remove()
+    return seen[0], logits
 
 
 def measure(make: Callable[[int], nn.Module], data: Pictures, size: int, trials: int) -> Scores:
@@ -209,8 +245,7 @@ def measure(make: Callable[[int], nn.Module], data: Pictures, size: int, trials:
         true = torch.bincount(data.labels[mine], minlength=data.classes)
         weight, bias = (sent.gradient[n].double() for n in list(sent.gradient))
         head = [p.detach().double() for p in list(model.parameters())[-2:]]
-        with torch.no_grad():
-            seen = visible(model(sent.images), sent.labels, data.classes)
+        seen = visible(*head_input(model, sent.images), sent.labels, data.classes)
         scores.found["visible"].append(accuracy(seen, true))
         for name, rule in OPPONENTS.items():
             scores.found[name].append(accuracy(rule(Dump(weight, bias, *head, size)), true))
@@ -227,8 +262,9 @@ def accuracies(options: argparse.Namespace) -> None:
     """The table over networks and batch sizes."""
     columns = ["proved", *OPPONENTS, "ours", "with 500 aux", "visible"]
     print(
-        f"| network | batch | {' | '.join(columns)} | calibrated | calibration error | all | s |\n"
-        f"|{'---|' * (len(columns) + 6)}",
+        f"| network | batch | {' | '.join(columns)} | calibrated | calibration error | by chance "
+        "| all | s |\n"
+        f"|{'---|' * (len(columns) + 7)}",
         flush=True,
     )
     pooled = Scores(defaultdict(list), [], [])
@@ -244,7 +280,7 @@ def accuracies(options: argparse.Namespace) -> None:
             open_, every = found.error()
             print(
                 f"| {name} | {size} | {' | '.join(cells)} | {found.calibrated}/{found.trials} | "
-                f"{open_:.3f} | {every:.3f} | {found.seconds:.1f} |",
+                f"{open_:.3f} | {found.chance():.3f} | {every:.3f} | {found.seconds:.1f} |",
                 flush=True,
             )
     open_, every = pooled.error()

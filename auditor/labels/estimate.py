@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from auditor.checks import head_gradients
-from auditor.labels.posterior import Estimator, learn, spread_out
+from auditor.labels.decoding import Decoder, readable, trust
+from auditor.labels.posterior import Estimator, evenly, learn, spread_out
 from auditor.labels.reference import Reference, reference_of
 from auditor.labels.rules import Heads, Layer, explained_counts
+from auditor.labels.search import Limits
 from auditor.labels.simulation import Bounds, Client
 from auditor.problem import is_one_gradient
 from auditor.records import Problem
@@ -26,6 +28,8 @@ from auditor.records import Problem
 UNCALIBRATED = "uncalibrated"
 _AGREE = 0.8  # overlap from which on two published rules are believed
 _DENSE_CLASSES = 1000  # up to here the K x K system of iLRG's relation is solved
+_SURE = 0.98  # labels that the rules are so sure of are not searched for
+_EXPLAINED = 100.0  # squared residual per equation, in roundings, of a guess that can be right
 _CONCENTRATION = 0.3  # of clients that hold few classes: most of a batch is of one or two
 # Squared distance from the simulated dumps, in standard deviations of three numbers: one dump in
 # ten thousand is further away.
@@ -99,17 +103,77 @@ def _simulated(
     reference = reference_of(problem, seed=seed, expired=expired)
     if reference is None or len(reference.features) < 4:
         return None
-    found = _like_the_dump(problem, heads, reference, bounds, seed=seed, expired=expired)
-    if found is None:
-        return None
-    client, estimator = found
+    taught = _like_the_dump(problem, heads, reference, bounds, seed=seed, expired=expired)
+    learnt = None if taught is None else _weighed(problem, heads, lower, upper, reference, taught)
+    if learnt is not None and bool((_probabilities(learnt) >= _SURE).all()):
+        return learnt
+    read = _read(
+        problem, heads, lower, upper, bounds, reference, taught, seed=seed, expired=expired
+    )
+    return learnt if read is None else read
+
+
+def _probabilities(estimate: Estimate) -> Tensor:
+    assert estimate.probabilities is not None
+    return estimate.probabilities
+
+
+def _weighed(
+    problem: Problem,
+    heads: Heads,
+    lower: Tensor,
+    upper: Tensor,
+    reference: Reference,
+    taught: tuple[Client, Estimator],
+) -> Estimate:
+    """The rules, as simulated clients weighed them."""
+    client, estimator = taught
     size = int(problem.knowledge.batch_size or 0)
     added, margins = spread_out(estimator.expected(heads)[0], lower, upper, size)
     probabilities = estimator.map(margins)
-    calibration = f"self-simulated on {reference.origin}"
-    if client.concentration is not None:
-        calibration += ", for clients of few classes"
+    calibration = _calibration(reference, client)
     return _in_order(lower, added, probabilities, probabilities < 0.5, calibration)
+
+
+def _calibration(reference: Reference, client: Client) -> str:
+    few = "" if client.concentration is None else ", for clients of few classes"
+    return f"self-simulated on {reference.origin}{few}"
+
+
+def _read(
+    problem: Problem,
+    heads: Heads,
+    lower: Tensor,
+    upper: Tensor,
+    bounds: Bounds,
+    reference: Reference,
+    taught: tuple[Client, Estimator] | None,
+    *,
+    seed: int,
+    expired: Callable[[], bool],
+) -> Estimate | None:
+    """The labels by feature matching, unless simulated clients say that the rules do better.
+
+    Where no simulated client is like this one, they are taken if they explain the dump.
+    """
+    size, layer = int(problem.knowledge.batch_size or 0), _layer(problem)
+    if not readable(heads, size, problem.knowledge.label_smoothing):
+        return None
+    every = torch.arange(len(reference.features))
+    decoder = Decoder(layer, size, problem.precision, reference, every)
+    found = decoder(heads, Limits(lower, upper), seed=seed, expired=expired)
+    if found is None:
+        return None
+    if taught is None:
+        unsure = ~found.seen
+        explained = found.excess <= _EXPLAINED
+        return _in_order(lower, found.added, None, unsure, UNCALIBRATED) if explained else None
+    client, estimator = taught
+    learnt = trust(client, reference, layer, bounds, estimator.expected, seed=seed, expired=expired)
+    if learnt is None or learnt.overlap < learnt.rival:
+        return None
+    shares = learnt.map(found.margins)
+    return _in_order(lower, found.added, shares, shares < 0.5, _calibration(reference, client))
 
 
 def _like_the_dump(
@@ -160,10 +224,7 @@ def _by_rules(problem: Problem, heads: Heads, lower: Tensor, upper: Tensor) -> E
     expected = _agreed(problem, heads, lower, upper, size)
     spread = expected is None
     if expected is None:
-        rows = heads.bias if heads.weight is None else heads.weight.sum(-1)
-        assert rows is not None
-        rank = rows[0].argsort().argsort().double()  # lowest first, as iDLG has it
-        expected = size / len(rank) - 1e-3 * rank / len(rank)
+        expected = evenly(heads, size)[0]
     added, _ = spread_out(expected, lower, upper, size)
     unsure = torch.full(added.shape, spread)
     return _in_order(lower, added, None, unsure, UNCALIBRATED)

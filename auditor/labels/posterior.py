@@ -97,13 +97,15 @@ class Estimator:
     bounds: Bounds
     posterior: Posterior
     linear: LeastVariance
-    weights: Weights
+    weights: Weights | None  # None: nothing is gained over an even spread
     map: Isotonic
     typical: Tensor  # (3,) mean of `_looks` over simulated dumps
     scatter: Tensor  # (3, 3)
 
     def expected(self, heads: Heads) -> Tensor:
         """Expected counts (S, K)."""
+        if self.weights is None:
+            return evenly(heads, round(self.linear.share * len(self.linear.gain)))
         lower = self.bounds(heads)
         found = scores(heads, lower, self.layer, self.posterior, self.linear)
         return lower + self.weights(found)
@@ -112,6 +114,14 @@ class Estimator:
         """Squared distance of one dump from the simulated ones, in standard deviations."""
         apart = _looks(heads, self.posterior, self.linear)[0] - self.typical
         return float(apart @ torch.linalg.solve(self.scatter, apart))
+
+
+def evenly(heads: Heads, size: int) -> Tensor:
+    """Equal expected counts (S, K), a little more for the lowest row sums, as iDLG has them."""
+    rows = heads.bias if heads.weight is None else heads.weight.sum(-1)
+    assert rows is not None
+    rank = rows.argsort(-1).argsort(-1).double()
+    return size / rows.shape[-1] - 1e-3 * rank / rows.shape[-1]
 
 
 def spread_out(expected: Tensor, lower: Tensor, upper: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -134,6 +144,7 @@ class Lessons:
     found: Tensor  # (S, K, F) scores
     lower: Tensor  # (S, K) proved counts
     counts: Tensor  # (S, K) true counts
+    even: Tensor  # (S, K) expected counts of an even spread
     looks: Tensor  # (S, 3)
 
 
@@ -155,12 +166,15 @@ def learn(
         if taken is None:
             return None
         folds.append(taken)
-    margins: list[float] = []
-    right: list[float] = []
+    weighed, even = Tally([], [], []), Tally([], [], [])
     for mine, other in ((folds[0], folds[1]), (folds[1], folds[0])):
         expected = mine.lower + ridge(other.found, other.counts - other.lower)(mine.found)
         for row in range(len(expected)):
-            _tally(client, expected[row], mine.lower[row], mine.counts[row], margins, right)
+            truth = client.size, mine.lower[row], mine.counts[row]
+            weighed.take(expected[row], *truth)
+            even.take(mine.even[row], *truth)
+    useful = weighed.beats(even)
+    margins, right = (weighed if useful else even).margins, (weighed if useful else even).right
     every = Lessons(
         *(torch.cat([getattr(fold, f.name) for fold in folds]) for f in fields(Lessons))
     )
@@ -171,7 +185,7 @@ def learn(
         layer,
         bounds,
         *_posterior(client, reference, torch.arange(len(reference.features))),
-        ridge(every.found, every.counts - every.lower),
+        ridge(every.found, every.counts - every.lower) if useful else None,
         isotonic(torch.tensor(margins).double(), torch.tensor(right).double()),
         every.looks.mean(0),
         unknown * torch.cov(every.looks.mT) + blur,
@@ -203,6 +217,7 @@ def _lessons(
                 scores(heads, lower, *rule),
                 lower,
                 counts_of(drawn.labels, client.classes),
+                evenly(heads, client.size),
                 _looks(heads, rule[1], rule[2]),
             )
         )
@@ -219,18 +234,43 @@ def _posterior(
     )
 
 
-def _tally(
-    client: Client,
-    expected: Tensor,
+@dataclass(frozen=True)
+class Tally:
+    """How a rule did on simulated batches."""
+
+    margins: list[float]  # of every label that was not proved
+    right: list[float]  # whether it was there, 0 or 1
+    shares: list[float]  # right ones, for each batch
+
+    def take(self, expected: Tensor, size: int, lower: Tensor, counts: Tensor) -> None:
+        """Estimate one simulated batch from expected counts (K,)."""
+        upper, before = torch.full_like(lower, size), len(self.right)
+        labels, own = spread_out(expected, lower, upper, size)
+        right_in_order(labels, own, lower, counts, self.margins, self.right)
+        self.shares.append(sum(self.right[before:]) / size)
+
+    def beats(self, other: Tally) -> bool:
+        """By more than chance explains: two standard errors of the mean difference."""
+        gain = torch.tensor(self.shares).double() - torch.tensor(other.shares).double()
+        chance: float = 2 * float(gain.std()) / len(gain) ** 0.5
+        return float(gain.mean()) > chance
+
+
+def right_in_order(
+    labels: Tensor,
+    own: Tensor,
     lower: Tensor,
     counts: Tensor,
     margins: list[float],
     right: list[float],
 ) -> None:
-    """Estimate one simulated batch; note the margin of each label and whether it was there."""
-    upper = torch.full_like(lower, client.size)
-    labels, own = spread_out(expected, lower, upper, client.size)
-    order = labels.argsort(stable=True)  # of one class, the largest margin comes first
+    """Note the margin `own` of each label added to `lower`, and whether it was there.
+
+    Of several of one class, those with the largest margins are the ones that were.
+    """
+    order = own.argsort(descending=True, stable=True)
+    labels, own = labels[order], own[order]
+    order = labels.argsort(stable=True)
     labels, own = labels[order], own[order]
     first = torch.searchsorted(labels, labels)
     place = torch.arange(len(labels)) - first

@@ -73,11 +73,14 @@ def counts_of(labels: Tensor, classes: int) -> Tensor:
 
 
 def heads_of(client: Client, reference: Reference, drawn: Drawn) -> Heads:
-    """The sums over each batch that the client would have sent, rounded as the dump is."""
+    """The sums over each batch that the client would have sent, rounded as the dump is.
+
+    p - y is that of a client in float32: what it is sure of leaves nothing at the label.
+    """
     even = client.smoothing / client.classes
-    gaps = reference.probabilities[drawn.pictures] - even  # (S, N, K)
+    gaps = reference.probabilities[drawn.pictures].float()  # (S, N, K)
     own = gaps.new_full((*drawn.labels.shape, 1), client.smoothing - 1)
-    gaps = gaps.scatter_add(2, drawn.labels[..., None], own)
+    gaps = (gaps - even).scatter_add(2, drawn.labels[..., None], own).double()
     weight = gaps.mT @ reference.features[drawn.pictures] if client.has_weight else None
     return Heads(
         None if weight is None else _rounded(weight, client.precision),

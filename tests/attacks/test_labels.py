@@ -172,7 +172,7 @@ def test_the_rank_stands_in_for_an_unknown_size():
 @pytest.mark.parametrize("act", ["relu", "sigmoid", "tanh", "silu"])
 def test_rows_of_the_weight_speak_only_for_features_without_sign(act):
     had = client(act, 8, 10, bias=False)
-    claim = label_claim(had.problem())
+    claim = proved_labels(had.problem())
     assert ("T2" in claim.statements) == (act in {"relu", "sigmoid"})
     assert bool(claim.lower.any()) == (act in {"relu", "sigmoid"})
 
