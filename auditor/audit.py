@@ -95,14 +95,7 @@ def run_audit(
     Raises InputError when model and knowledge do not fit, UsageError when the truth does not.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
-    problem = make_problem(
-        case.model.module,
-        case.dump,
-        case.knowledge,
-        device=options.device,
-        auxiliary=case.auxiliary,
-    )
-    require_classes(problem.trace.head)
+    problem = _problem_of(case, options)
     require_fitting(case.truth, problem)
     case = replace(case, truth=in_units(problem, case.truth))
     problem, scale = without_loss_scale(problem)
@@ -142,6 +135,18 @@ def run_audit(
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
     return Result(said_of_rows(audit) if is_table(problem) else audit, problem, evidence)
+
+
+def _problem_of(case: Case, options: Options) -> Problem:
+    problem = make_problem(
+        case.model.module,
+        case.dump,
+        case.knowledge,
+        device=options.device,
+        auxiliary=case.auxiliary,
+    )
+    require_classes(problem.trace.head)
+    return problem
 
 
 def _reports(
