@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import Client, lenet_client, noise, tiny_lenet
+from problems import Client, batch, lenet_client, noise, tiny_lenet
 from torch import nn
 
 from auditor.defences.applied import Defended, as_int8, clipped, largest_kept, noised, signs_of
@@ -17,6 +17,7 @@ from auditor.evidence import (
     is_proved,
     is_verified,
     samples_told,
+    shows_pictures,
 )
 from auditor.findings import Weight, findings_of
 from auditor.records import Channel, Course, Evidence, Recovery
@@ -156,6 +157,54 @@ def test_next_to_nothing_shows_nothing(had):
     assert evidence.worst_residuals[0] < 1e-2
     assert not is_close_to_few(problem, evidence)
     assert pictures_found(problem, evidence, Weight(cleared=True)) == []
+
+
+def mlp_client(*layers, count=2):
+    """Eight times as many numbers as pixels, and a first layer that sees them."""
+    torch.manual_seed(0)
+    side = nn.Linear(64, 32), *layers, nn.Linear(32, 4)
+    return Client(nn.Sequential(nn.Flatten(), *side), *batch(count, 4, shape=(1, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "channel", "share", "shown"),
+    [
+        (nn.ReLU(), Channel(sigma=1e-6), 0.05, True),
+        (nn.ReLU(), Channel(sigma=1e-6), 1.0, False),  # other pictures
+        (nn.ReLU(), Channel(), 0.05, False),  # nothing but rounding lies between
+        (nn.ReLU(), Channel(sigma=1e-6, masked=True), 0.05, False),
+        (nn.Tanh(), Channel(sigma=1e-6), 0.05, False),
+    ],
+)
+def test_a_first_layer_of_pictures_speaks_for_a_claim(layer, channel, share, shown):
+    had = mlp_client(layer)
+    gradients = noised(had.gradients(), 1e-6, seeded()).gradient
+    drawn = torch.rand(had.inputs.shape, generator=seeded(8))
+    mixed = had.inputs + share * (drawn - had.inputs)
+    made = Defended(gradients, channel)
+    problem, evidence = judged(had, made, mixed)
+    assert not is_equal(problem, evidence)
+    assert (evidence.residuals[0] <= 1 / 3) == (share < 1)
+    assert shows_pictures(problem, evidence) == shown
+    assert is_close(problem, evidence) == shown
+
+
+def test_few_numbers_for_each_pixel_do_not_speak_for_a_claim():
+    had = mlp_client(nn.ReLU(), count=12)
+    made = noised(had.gradients(), 1e-6, seeded())
+    problem, evidence = judged(had, made, had.inputs * 0.97)
+    assert evidence.residuals[0] <= 1 / 3
+    assert not shows_pictures(problem, evidence)
+
+
+def test_a_small_tensor_of_noise_does_not_speak_against_a_claim(had):
+    """Behind a defence the whole dump is asked, of rounding each tensor."""
+    made = noised(had.gradients(), 1e-9, seeded())
+    problem, evidence = judged(had, made, near(had, 0.02))
+    found = replace(evidence, residuals=(5e-3,), worst_residuals=(0.5,))
+    assert not any(found.told)
+    assert is_close(problem, found)
+    assert not is_close(replace(problem, channel=Channel()), found)
 
 
 def pictures_found(problem, evidence, weight):

@@ -20,6 +20,7 @@ from auditor.evidence.standing import (
     is_verified,
     left_of_features,
     samples_told,
+    shows_pictures,
     where_it_ended,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "is_verified",
     "left_of_features",
     "samples_told",
+    "shows_pictures",
     "where_it_ended",
 ]

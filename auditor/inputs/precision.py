@@ -12,6 +12,7 @@ _SMALL = 1 / 16  # of its weight: a change that says on which grid the sum lies
 _MOST, _ENOUGH = 0.99, 100
 _DIFFERENT = 64  # sizes of entries; of fewer, a coarse grid may be how they are made
 _COUNTS = 1e-2  # of the update's norm: a tensor whose own rounding matters
+_COARSE = 1e-4  # of the dump's largest entry: a tensor whose grid says how the dump was rounded
 _COARSEST_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -29,11 +30,19 @@ def dump_spacing(tensors: Iterable[Tensor]) -> float:
     """The relative rounding of a dump: that of its coarsest tensor that tells.
 
     Mixed precision leaves some tensors in 16 bits, or on their grid once the loss scale is taken
-    out, and others in single precision. A tensor of 32 bits tells by many different entries.
+    out, and others in single precision. A tensor of 32 bits tells by many different entries, and
+    only if these are of the dump's size: what sums to zero leaves rounding errors, which lie on a
+    grid as well.
     """
     every = list(tensors)
-    told = [spacing for tensor in every if (spacing := _told_spacing(tensor))]
+    largest = max((_largest(tensor) for tensor in every), default=0.0)
+    counted = [tensor for tensor in every if _largest(tensor) >= _COARSE * largest]
+    told = [spacing for tensor in counted if (spacing := _told_spacing(tensor))]
     return max([coarsest_spacing(every), *told])
+
+
+def _largest(tensor: Tensor) -> float:
+    return max((float(piece.abs().max()) for piece in _pieces(tensor) if len(piece)), default=0.0)
 
 
 def _told_spacing(tensor: Tensor) -> float | None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from auditor.bounds.fisher import Fisher, predicted_psnr
 from auditor.bounds.fit import Fit
-from auditor.evidence import EXACT, left_of_features, samples_told
+from auditor.evidence import EXACT, left_of_features, samples_told, shows_pictures
 from auditor.records import Evidence, Problem
 from auditor.samples.deflation import ALONE
 
@@ -93,6 +93,7 @@ def fidelity_of(
     residual = evidence.residuals[evidence.best]
     closed = (GUIDED if evidence.recovery.guided else PLAIN).at(residual, size)
     closed = max(closed, of_features(left_of_features(evidence)))
+    closed = CLOSED if shows_pictures(problem, evidence) else closed
     values = [
         supported(
             closed,
