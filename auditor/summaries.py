@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 from torch import Tensor
 
@@ -31,6 +32,16 @@ from auditor.records import (
 )
 
 _PACKAGES = ("torch", "torchvision", "transformers", "numpy", "safetensors")
+
+
+class Named(Protocol):
+    """An attack, on pictures or on texts."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
 
 
 def model_summary(problem: Problem, model: LoadedModel) -> ModelSummary:
@@ -95,7 +106,24 @@ def attack_report(
     findings: tuple[Finding, ...],
     options: Options,
 ) -> AttackReport:
-    """What became of one attack; `answer` is None when it was not run."""
+    """What became of one attack on pictures; `answer` is None when it was not run."""
+    base = report_without_claim(attack, answer, options)
+    if not isinstance(answer, Evidence):
+        return base
+    return replace(
+        base,
+        outcome="leak" if findings else "failed",
+        reason=(why_unfinished if findings else why_nothing)(problem, answer),
+        seconds=answer.seconds,
+        evaluations=answer.recovery.evaluations,
+        curves=_curves(answer),
+        layers=tuple(Measure(name, value, "") for name, value in answer.layers.items()),
+        links=answer.recovery.links,
+    )
+
+
+def report_without_claim(attack: Named, answer: object | None, options: Options) -> AttackReport:
+    """What is said of an attack of any kind besides its claim; all of it where there is none."""
     base = AttackReport(
         name=attack.name,
         title=attack.title,
@@ -107,23 +135,11 @@ def attack_report(
         curves=(),
         layers=(),
     )
-    if answer is None:
-        return base
     if isinstance(answer, Skipped):
         return replace(base, outcome="skipped", reason=answer.reason)
     if isinstance(answer, Failed):
         return replace(base, outcome="failed", reason=answer.reason)
-    reason = why_unfinished(problem, answer) if findings else why_nothing(problem, answer)
-    return replace(
-        base,
-        outcome="leak" if findings else "failed",
-        reason=reason,
-        seconds=answer.seconds,
-        evaluations=answer.recovery.evaluations,
-        curves=_curves(answer),
-        layers=tuple(Measure(name, value, "") for name, value in answer.layers.items()),
-        links=answer.recovery.links,
-    )
+    return base
 
 
 def why_not(name: str, options: Options) -> str:

@@ -33,7 +33,7 @@ from auditor.records import (
     ModelSummary,
     Skipped,
 )
-from auditor.summaries import provenance_of, why_not
+from auditor.summaries import provenance_of, report_without_claim
 from auditor.text.attacks import TEXT_ATTACKS
 from auditor.text.attacks.base import TextAttack
 from auditor.text.checks import text_caveats
@@ -176,23 +176,9 @@ def _report(
     findings: tuple[Finding, ...],
     options: Options,
 ) -> AttackReport:
-    base = AttackReport(
-        name=attack.name,
-        title=attack.title,
-        outcome="not selected",
-        reason=why_not(attack.name, options),
-        settings=repr(attack),
-        seconds=0.0,
-        evaluations=0,
-        curves=(),
-        layers=(),
-    )
-    if answer is None:
+    base = report_without_claim(attack, answer, options)
+    if not isinstance(answer, TextEvidence):
         return base
-    if isinstance(answer, Skipped):
-        return replace(base, outcome="skipped", reason=answer.reason)
-    if isinstance(answer, Failed):
-        return replace(base, outcome="failed", reason=answer.reason)
     return replace(
         base,
         outcome="leak" if findings else "failed",
