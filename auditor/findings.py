@@ -38,7 +38,7 @@ from auditor.records import (
 from auditor.rules import finding_of
 from auditor.samples.findings import estimated_training, sample_finding
 from auditor.severity import input_severity, label_severity, statistics_severity
-from auditor.trials.fidelity import Fidelity, ceiling_of
+from auditor.trials.fidelity import Fidelity, ceiling_of, explains
 
 _RECOGNISABLE = 20.0  # dB: from here on a sample counts as recovered
 _ABOVE_FLAT = 3.0  # dB above the best single-coloured picture, or a resemblance means nothing
@@ -247,8 +247,10 @@ def _claimed_finding(
 ) -> Finding | None:
     """What the dump itself shows, without truth; with truth, no more than what was measured."""
     assert evidence.best is not None
-    few = is_close_to_few(problem, evidence) and weight.cleared
-    if not (is_close(problem, evidence) or few):
+    # Of few entries nothing but a control tells.
+    controlled = problem.channel.masked and weight.cleared
+    close = is_close(problem, evidence) and (controlled or explains(problem, evidence))
+    if not (close or (controlled and is_close_to_few(problem, evidence))):
         return None
     if weight.doubted and not problem.channel.is_clear:  # noise can be fitted
         return None

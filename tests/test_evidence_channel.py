@@ -207,6 +207,15 @@ def test_a_small_tensor_of_noise_does_not_speak_against_a_claim(had):
     assert not is_close(replace(problem, channel=Channel()), found)
 
 
+def test_what_explains_no_more_than_chance_is_no_finding(had):
+    """At the floor of much noise, where a gray picture would not be by chance."""
+    problem, evidence = judged(had, noised(had.gradients(), 1e-3, seeded()), had.inputs)
+    assert pictures_found(problem, evidence, Weight()) == ["GA202"]
+    by_chance = replace(evidence, residuals=(0.999,), worst_residuals=(0.999,))
+    assert is_close(problem, by_chance)
+    assert pictures_found(problem, by_chance, Weight()) == []
+
+
 def pictures_found(problem, evidence, weight):
     found = findings_of(problem, evidence, None, weight)
     return [finding.code for finding in found if finding.code.startswith("GA2")]
