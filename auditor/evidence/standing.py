@@ -90,21 +90,13 @@ def _is_near(problem: Problem, evidence: Evidence) -> bool:
     return any(evidence.told) or left <= limit or shows_pictures(problem, evidence)
 
 
-def is_noised(problem: Problem) -> bool:
-    """Whether noise is all that lies between the client's gradient and the dump."""
-    channel = problem.channel
-    return channel.sigma > 0 and not (
-        channel.masked or channel.signs or channel.steps or channel.scaled
-    )
-
-
 def shows_pictures(problem: Problem, evidence: Evidence) -> bool:
     """Whether the best claim makes most of a noised dump whose first layer shows the pictures.
 
     The gradient of a first linear layer is a sum of outer products with the pictures themselves, so
     a claim that makes it is near them. Asked of networks with many more entries than pixels.
     """
-    if evidence.best is None or not is_noised(problem):
+    if evidence.best is None or not problem.channel.is_noise:
         return False
     entries = sum(sent.numel() for sent in problem.gradient.values())
     unknowns = (problem.knowledge.batch_size or 1) * math.prod(problem.knowledge.input_shape)

@@ -46,6 +46,11 @@ class Channel:
         """Whether nothing lies in between."""
         return not (self.sigma or self.masked or self.signs or self.steps or self.scaled)
 
+    @property
+    def is_noise(self) -> bool:
+        """Whether noise is all that lies in between."""
+        return self.sigma > 0 and not (self.masked or self.signs or self.steps or self.scaled)
+
 
 @dataclass(frozen=True)
 class DefenceSeen:

@@ -53,11 +53,10 @@ def stand_alone(problem: Problem, inputs: Tensor) -> tuple[tuple[bool, ...], str
 
 def _can_tell(problem: Problem) -> bool:
     """Whether noise is all that lies between, and samples do not depend on one another."""
-    channel, known = problem.channel, problem.knowledge
-    other = channel.masked or channel.signs or channel.steps or channel.scaled
+    known = problem.knowledge
     coupled = (known.mode == "train" and problem.trace.batch_norm) or problem.trace.dropout
     few = problem.trace.head.classes <= _CLASSES
-    return channel.sigma > 0 and not other and not coupled and few and is_one_gradient(problem)
+    return problem.channel.is_noise and not coupled and few and is_one_gradient(problem)
 
 
 def _is_sent(problem: Problem, layer: LinearLayer) -> bool:
