@@ -103,7 +103,7 @@ def run_audit(
     problem = replace(problem, channel=looked.channel)
     deadline = None if options.budget is None else begun + options.budget
     watch = Watch(deadline=deadline, progress=progress)
-    attacking, weighing = shares(watch, options)
+    attacking, weighing = shares(watch, options, few=problem.channel.masked)
     problem, answers = _run_attacks(problem, options, attacking, unfinished)
     require_fitting(case.truth, problem)  # again: the batch size may be known only now
     evidence = tuple(answer for answer in answers.values() if isinstance(answer, Evidence))

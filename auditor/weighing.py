@@ -30,6 +30,7 @@ _AT_NOISE = 1.05  # ratio of a fit that leaves nothing but noise
 _MOST_UNKNOWNS = 3200  # of a Jacobian that is formed for the error of every pixel
 _NO_TIME = "the budget ended"
 _NO_BOUND = "no bound at the claim"
+_NO_CONTROL = f"no negative control had as long as the claim: {_NO_TIME}"
 _NO_CANARIES = "no share of simulated clients: fewer than three could be attacked in the time"
 
 
@@ -66,7 +67,7 @@ def weigh(
     unsaid = (*looked.unsaid, *(best.unsaid if best is not None else ()))
     if told is not None and _is_doubtful(problem, told, options):
         control = _control(problem, told, options, watch)
-        unsaid += () if control is not None else (f"no negative control was run: {_NO_TIME}",)
+        unsaid += () if control is not None else (_NO_CONTROL,)
     if control is not None and control.recovered:
         caveats += (_doubt(control),)
     simulated = None
@@ -181,12 +182,17 @@ def _bound(problem: Problem, fisher: Fisher) -> Bound:
     return report_of(fisher, origin, problem)
 
 
-def shares(watch: Watch, options: Options) -> tuple[Watch, Watch]:
-    """The time of the attacks, and that until claims are weighed; the rest is the what-if's."""
+def shares(watch: Watch, options: Options, *, few: bool = False) -> tuple[Watch, Watch]:
+    """The time of the attacks, and that until claims are weighed; the rest is the what-if's.
+
+    Of few entries a claim counts only after a control that had as long as the claim itself.
+    """
     if watch.deadline is None:
         return watch, watch
     now = time.monotonic()
     left = max(watch.deadline - now, 0.0)
     ends = (0.4, 0.6) if options.what_if else (0.75, 1.0)
+    if few:
+        ends = (ends[1] / 2, ends[1])
     attacks, weighing = (replace(watch, deadline=now + end * left) for end in ends)
     return attacks, weighing

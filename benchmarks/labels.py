@@ -1,6 +1,7 @@
 """How many labels of a batch can be told from the head's gradient, beside the published rules.
 
     python benchmarks/labels.py --data DIR [--checkpoint FILE] [--trials 20] [--batches 8,32,64,256]
+        [--first 0] [--only "ResNet-20, trained"]
     python benchmarks/labels.py --proofs 1000
 
 DIR holds cifar10.npz and cifar100.npz (`images` uint8 NHWC, `labels`, `num_classes`). Batches are
@@ -229,11 +230,13 @@ def head_input(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return seen[0], logits
 
 
-def measure(make: Callable[[int], nn.Module], data: Pictures, size: int, trials: int) -> Scores:
-    """Trials of one network and batch size."""
+def measure(
+    make: Callable[[int], nn.Module], data: Pictures, size: int, trials: int, first: int = 0
+) -> Scores:
+    """Trials of one network and batch size, numbered from `first`."""
     scores = Scores(defaultdict(list), [], [])
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (MEAN, STD))
-    for trial in range(trials):
+    for trial in range(first, first + trials):
         generator = torch.Generator().manual_seed(1000 + trial)
         order = torch.randperm(len(data.images), generator=generator)
         mine, others = order[:size], order[size : size + _MOST]
@@ -269,10 +272,12 @@ def accuracies(options: argparse.Namespace) -> None:
     )
     pooled = Scores(defaultdict(list), [], [])
     for name, make, file in networks(options.checkpoint):
+        if not name.startswith(options.only):
+            continue
         data = pictures(options.data / file, 500)
         for size in options.batches:
             trials = options.trials * max(1, 32 // size)  # small batches say less each
-            found = measure(make, data, size, trials)
+            found = measure(make, data, size, trials, options.first)
             pooled.stated += found.stated
             pooled.right += found.right
             pooled.proved += found.proved
@@ -432,6 +437,8 @@ def main() -> None:
         "--batches", type=lambda text: [int(part) for part in text.split(",")],
         default=[8, 32, 64, 256],
     )  # fmt: skip
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--only", default="", help="networks whose name begins so")
     parser.add_argument("--proofs", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -144,9 +144,14 @@ def test_error_bars_only_where_the_picture_may_be(had, monkeypatch, evidence, sh
 def test_the_time_is_shared():
     options = options_of()
     assert shares(WATCH, options) == (WATCH, WATCH)
-    for what_if, ends in ((False, (0.75, 1.0)), (True, (0.4, 0.6))):
+    for what_if, few, ends in (
+        (False, False, (0.75, 1.0)),
+        (True, False, (0.4, 0.6)),
+        (False, True, (0.5, 1.0)),  # only a control as long as the claim makes it count
+        (True, True, (0.3, 0.6)),
+    ):
         watch = Watch(deadline=weighing.time.monotonic() + 1000)
-        parts = shares(watch, replace(options, what_if=what_if))
+        parts = shares(watch, replace(options, what_if=what_if), few=few)
         left = [part.deadline - (watch.deadline - 1000) for part in parts]
         assert left == pytest.approx([1000 * end for end in ends], abs=1)
 

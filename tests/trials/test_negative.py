@@ -155,10 +155,28 @@ def test_each_control_has_as_long_as_the_claim_took():
     evidence = evidence_of(problem, Says(claim(had.inputs, had.labels)), seconds=5.0)
     negative_control(problem, evidence, notes, seed=0, watch=WATCH)
     assert all(4 < seconds <= 5 for seconds in notes.seconds)
-    notes.seconds.clear()
-    watch = Watch(deadline=time.monotonic() + 3)
-    negative_control(problem, evidence, notes, seed=0, watch=watch)
-    assert [round(seconds) for seconds in notes.seconds] == [1, 1, 3]  # what is left, shared
+
+
+def test_a_control_that_was_cut_short_proves_nothing():
+    """Less time than the claim had, and nothing found: who knows what the rest would have given."""
+    had = client("tanh")
+    problem = had.problem()
+    for seconds, counted in ((0.05, 3), (60.0, 0)):
+        evidence = evidence_of(problem, Says(claim(had.inputs, had.labels)), seconds=seconds)
+        watch = Watch(deadline=time.monotonic() + 4)
+        report = negative_control(problem, evidence, Waits(), seed=0, watch=watch)
+        assert (report.controls, report.recovered) == (counted, 0)
+    assert "as long as the claim" in report.summary
+
+
+def test_one_that_ended_by_itself_or_gave_as_much_needs_no_more_time():
+    had = client("tanh")
+    problem, said = had.problem(), Says(claim(had.inputs, had.labels))
+    evidence = evidence_of(problem, said, seconds=60.0)
+    for attack, recovered in ((Notes(), 0), (said, 3)):
+        watch = Watch(deadline=time.monotonic() + 30)
+        report = negative_control(problem, evidence, attack, seed=0, watch=watch)
+        assert (report.controls, report.recovered) == (3, recovered)
 
 
 def test_no_time_is_no_control():
