@@ -11,7 +11,8 @@ from typing import Literal
 from torch import Tensor
 
 from auditor.attacks import Attack, Watch
-from auditor.bounds.fisher import Fisher, fisher_of
+from auditor.bounds.fisher import Fisher, at_noise, fisher_of, overall_noise
+from auditor.bounds.fit import noise_in_claim
 from auditor.bounds.heat import heat_map
 from auditor.bounds.noise import noise_of
 from auditor.bounds.statement import report_of
@@ -26,7 +27,7 @@ from auditor.trials.negative import negative_control
 from auditor.trials.running import within
 
 _BOUND_SECONDS = 30.0  # for one bound; it is one Jacobian and one factorisation
-_AT_NOISE = 1.05  # ratio of a fit that leaves nothing but noise
+_AT_NOISE = 1.025  # times the noise: what a fit leaves that leaves nothing else
 _MOST_UNKNOWNS = 3200  # of a Jacobian that is formed for the error of every pixel
 _NO_TIME = "the budget ended"
 _NO_BOUND = "no bound at the claim"
@@ -144,13 +145,22 @@ def _looking(problem: Problem, options: Options) -> list[Attack]:
 
 def _fisher(problem: Problem, claim: Evidence, best: Appraisal, watch: Watch) -> Fisher | None:
     """With the noise of the dump alone: what the claim left besides bounds no other attack."""
-    if best.fisher is None or best.fit is None or best.fit.ratio <= _AT_NOISE:
+    if best.fisher is None or best.fit is None:
         return best.fisher
-    return _fisher_at(problem, claim, watch, dense=None)
+    alone = noise_in_claim(problem, best.fit)
+    sigma = overall_noise(problem, alone)
+    if best.fisher.sigma <= _AT_NOISE * sigma:
+        return best.fisher
+    return at_noise(best.fisher, sigma) or _fisher_at(problem, claim, alone, watch, dense=None)
 
 
 def _fisher_at(
-    problem: Problem, claim: Evidence, watch: Watch, *, dense: bool | None
+    problem: Problem,
+    claim: Evidence,
+    noise: Mapping[str, float],
+    watch: Watch,
+    *,
+    dense: bool | None,
 ) -> Fisher | None:
     inputs, labels = claim.recovery.inputs, claim.recovery.input_labels
     assert inputs is not None
@@ -160,7 +170,7 @@ def _fisher_at(
         problem,
         inputs[claim.best],
         labels[claim.best],
-        noise=noise_of(problem),
+        noise=noise,
         expired=within(watch, _BOUND_SECONDS).expired,
         dense=dense,
     )
@@ -171,7 +181,7 @@ def _error_bars(problem: Problem, claim: Evidence, fisher: Fisher, watch: Watch)
     if is_table(problem):
         return None
     if fisher.method != "dense" and fisher.unknowns <= _MOST_UNKNOWNS:
-        fisher = _fisher_at(problem, claim, watch, dense=True) or fisher
+        fisher = _fisher_at(problem, claim, noise_of(problem), watch, dense=True) or fisher
     return heat_map(fisher)
 
 

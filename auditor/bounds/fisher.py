@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from auditor.bounds.factor import inverse_of, posterior_root, unbiased
 from auditor.bounds.jacobian import Sensitivity, sensitivity_of
 from auditor.bounds.lanczos import probe_inverse
 from auditor.bounds.noise import kept_of
@@ -51,6 +52,7 @@ class Fisher:
     method: Literal["dense", "Lanczos"]
     error: float  # dB: how far the figures from `posterior` may be off
     apart: Tensor | None = None  # (N, C, H, W) squared Gauss-Newton step to the likeliest pictures
+    factor: Tensor | None = None  # (min(m, n), n) R of the whitened Jacobian; None: by Lanczos
 
 
 def fisher_of(
@@ -131,48 +133,42 @@ def _dense(found: Sensitivity, sigma: float, expired: Callable[[], bool]) -> Fis
     descent = pull - (transposed @ found.residual()[0])
     factor = torch.linalg.qr(transposed.mT, mode="r").R  # (min(m, n), n), R'R = F
     del transposed
-    root = _inverse(factor, math.sqrt(1 / PRIOR))
-    posterior = root.square().sum(1)
-    step = root @ (root.mT @ descent)
-    del root
     if expired():
         return None
-    variance = _unbiased(factor)
+    return _from_factor(factor, found.inputs, sigma, descent)
+
+
+def _from_factor(factor: Tensor, like: Tensor, sigma: float, descent: Tensor | None) -> Fisher:
+    """All that R says. `like`: of the shape of the inputs; `descent` (n,): of the squared misfit."""
+    inverse = inverse_of(factor)
+    root = posterior_root(factor, inverse, math.sqrt(1 / PRIOR))
+    posterior, apart = root.square().sum(1), None
+    if descent is not None:
+        apart = (root @ (root.mT @ descent)).square().view_as(like)
+    del root
+    variance = unbiased(factor, inverse)
     return Fisher(
-        variance=variance.view_as(found.inputs),
-        posterior=posterior.view_as(found.inputs),
+        variance=variance.view_as(like),
+        posterior=posterior.view_as(like),
         unbiased=float(variance.mean()),
-        effective=found.unknowns - float(posterior.sum()) / PRIOR,
-        unknowns=found.unknowns,
+        effective=like.numel() - float(posterior.sum()) / PRIOR,
+        unknowns=like.numel(),
         sigma=sigma,
         method="dense",
         error=0.0,
-        apart=step.square().view_as(found.inputs),
+        apart=apart,
+        factor=factor,
     )
 
 
-def _inverse(factor: Tensor, ridge: float) -> Tensor:
-    """X (n, n) with XX' = (R'R + ridge^2)^-1, by another orthogonal factor."""
-    unit = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
-    stacked = torch.linalg.qr(torch.cat([factor, ridge * unit]), mode="r").R
-    found: Tensor = torch.linalg.solve_triangular(stacked, unit, upper=True)
-    return found
+def at_noise(fisher: Fisher, sigma: float) -> Fisher | None:
+    """The same information with all noise as many times as large as `sigma` is to `fisher.sigma`.
 
-
-def _unbiased(factor: Tensor) -> Tensor:
-    """(n,): the diagonal of (R'R)^-1; inf where rounding hides what determines the pixel.
-
-    A ridge at the level of rounding takes the place of what is hidden. A pixel is undetermined
-    when a share of its variance is due to that ridge.
+    None where it has to be computed anew (Lanczos). `apart` is not said of it.
     """
-    ridge = torch.finfo(factor.dtype).eps * float(factor.norm())
-    if ridge == 0:
-        return factor.new_full((factor.shape[1],), torch.inf)
-    root = _inverse(factor, ridge)
-    inverse = root @ root.mT
-    variance = inverse.diagonal()
-    share = ridge**2 * inverse.square().sum(1) / variance
-    return torch.where(share > 0.5, torch.inf, variance)
+    if fisher.factor is None:
+        return None
+    return _from_factor(fisher.factor * (fisher.sigma / sigma), fisher.posterior, sigma, None)
 
 
 def _lanczos(found: Sensitivity, sigma: float, expired: Callable[[], bool]) -> Fisher | None:

@@ -63,11 +63,15 @@ def noise_left(problem: Problem, fit: Fit) -> dict[str, float]:
     """`noise_of`, raised to what the fit left: what its predicted error has to allow for.
 
     An attack that stopped above the floor of rounding has an error of that size, not of rounding.
-    In units of the claim's own gradient: where a factor was found (`Fit.scale`), over that factor.
     """
     raised = math.sqrt(max(fit.ratio, 1.0)) if math.isfinite(fit.ratio) else math.inf
-    raised /= max(fit.scale, torch.finfo(torch.float32).tiny)
-    return {name: raised * sigma for name, sigma in noise_of(problem).items()}
+    return {name: raised * sigma for name, sigma in noise_in_claim(problem, fit).items()}
+
+
+def noise_in_claim(problem: Problem, fit: Fit) -> dict[str, float]:
+    """`noise_of` in units of the claim's own gradient: where a factor was found, over that."""
+    scale = max(fit.scale, torch.finfo(torch.float32).tiny)
+    return {name: sigma / scale for name, sigma in noise_of(problem).items()}
 
 
 def _scale(problem: Problem, claimed: Tensor, sent: Tensor) -> float:
