@@ -16,6 +16,7 @@ from auditor.facts import Flags, LocalFlags, settle
 from auditor.inputs.auxiliary import load_auxiliary
 from auditor.inputs.gradients import load_gradients, match_gradients
 from auditor.inputs.models import load_model
+from auditor.inputs.tables import load_table
 from auditor.inputs.transformers_config import task_of
 from auditor.inputs.transformers_folder import is_folder, is_transformer, load_folder
 from auditor.inputs.truth import load_texts, load_truth
@@ -172,11 +173,13 @@ def case_from_files(
     arch: str | None = None,
     trust: bool = False,
     truth: Path | None = None,
+    label_column: str | None = None,
     aux: Path | None = None,
 ) -> Case | TextCase:
     """What `gradaudit scan` audits: `grads`, or what training made of the weights.
 
     `after` takes the place of `grads`; `before`, when given, has to hold the model's own weights.
+    `label_column` says that the truth is a CSV, which names the columns of the table, too.
     Raises UsageError, InputError.
     """
     if (grads is None) == (after is None) or (before is not None and after is None):
@@ -192,17 +195,34 @@ def case_from_files(
             todo="Leave --kind out.",
         )
     if is_folder(model):
-        refuse_for_text(arch, trust, before, after, aux, flags.modality)
+        refuse_for_text(arch, trust, before, after, aux, flags.modality, label_column)
         assert grads is not None
         texts = None if truth is None else load_texts(truth)
         return text_case_of(load_folder(model), grads, flags, texts)
     loaded = load_model(model, arch=arch, trust_model=trust)
-    known = None if truth is None else load_truth(truth)
+    known, flags = _truth_of(truth, label_column, flags)
     if after is None:
         assert grads is not None
         return case_of(loaded, grads, flags, known, aux)
     flags = replace(flags, local=replace(flags.local, kind="update"))
     return _case(loaded, load_update(before, after, loaded.module), flags, known, aux)
+
+
+def _truth_of(
+    path: Path | None, label_column: str | None, flags: Flags
+) -> tuple[Truth | None, Flags]:
+    """The truth of a file, and the flags with the names of its columns, where it has them."""
+    if label_column is None:
+        return None if path is None else load_truth(path), flags
+    if path is None:
+        raise UsageError(
+            expected="--truth FILE.csv beside --label-column",
+            found="no truth",
+            todo="Name the CSV with --truth, or leave --label-column out.",
+        )
+    table = load_table(path, label_column=label_column)
+    assert table.labels is not None
+    return Truth(table.rows, table.labels), replace(flags, columns=table.columns)
 
 
 def _case(

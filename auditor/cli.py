@@ -93,6 +93,7 @@ def scan(
     after: arg.After = None,
     aux: arg.AuxiliaryData = None,
     truth: arg.TruthFile = None,
+    label_column: arg.LabelColumn = None,
     attacks: arg.Attacks = None,
     preset: arg.PresetName = "standard",
     budget: arg.Budget = None,
@@ -114,9 +115,8 @@ def scan(
     flags = facts_from(*said, local, modality)
     from auditor.api import case_from_files
 
-    case = case_from_files(
-        model, grads, before, after, flags, arch=arch, trust=trust_model, truth=truth, aux=aux
-    )
+    said_of: Any = {"arch": arch, "trust": trust_model, "aux": aux, "label_column": label_column}
+    case = case_from_files(model, grads, before, after, flags, truth=truth, **said_of)
     audit_and_write(case, options, outputs, rules)
 
 

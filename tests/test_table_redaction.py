@@ -56,6 +56,10 @@ def commands(home):
     return {
         "scan": scan,
         "scan with truth": (*scan, "--truth", f"{home}/truth.pt"),
+        "scan with a CSV": (
+            *(*scan, "--truth", f"{home}/rows.csv"),
+            *("--label-column", "diagnosis"),
+        ),
         "scan, other statistics": (*scan, "--mean", inline[1], f"--std={inline[1]}"),
         "simulate": (*labelled, "--mean", inline[0], "--std", inline[1]),
         "simulate from files": (*labelled, f"--mean={home}/mean.txt", f"--std={home}/std.txt"),
@@ -122,7 +126,8 @@ def test_no_value_is_in_the_outputs(tmp_path, home, command, evidence):
     told = {name: data for name, data in left.items() if name not in kept}
     assert bool(kept) == (evidence == "separate")
     assert shows_numbers(told, planted()) == []
-    assert [name for name, data in told.items() if b"haemoglobin" in data] == []
+    for column in (b"haemoglobin", b"diagnosis"):
+        assert [name for name, data in told.items() if column in data] == []
     assert json.loads(told["report/audit.json"])["exhibits"] == []
 
 

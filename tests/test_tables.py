@@ -466,6 +466,40 @@ def test_the_truth_of_a_scan_may_be_rows(tmp_path):
     assert next(m["value"] for m in measured["measures"] if m["unit"] == "deviations") < 1e-4
 
 
+def test_the_truth_of_a_scan_may_be_a_csv_which_names_the_columns(tmp_path):
+    rows, labels = table(1), labels_for(1)
+    write_case(tmp_path, rows, labels)
+    write_csv(tmp_path / "truth.csv", rows, labels)
+    asked = ("scan", "model.pt", "grads.safetensors", "--truth", "truth.csv")
+    run = gradaudit(*asked, "--label-column", "diagnosis", "--evidence", "embed", cwd=tmp_path)
+    assert run.code == 0, run.err
+    audit = json.loads((tmp_path / "gradaudit-report/audit.json").read_text())
+    [measured] = [f for f in audit["findings"] if f["code"] == "GA203"]
+    assert next(m["value"] for m in measured["measures"] if m["unit"] == "deviations") < 1e-4
+    assert audit["exhibits"][0]["columns"] == [f"lab_{number}" for number in range(COLUMNS)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "words"),
+    [
+        (("--truth", "truth.csv"), 3, "--label-column"),  # what to do
+        (("--truth", "truth.csv", "--label-column", "lab_x"), 2, "no column 'lab_x'"),
+        (("--label-column", "diagnosis"), 2, "--truth FILE.csv"),
+        (("--truth", "truth.pt", "--label-column", "diagnosis"), 2, "no header"),
+        (("--truth", "narrow.csv", "--label-column", "diagnosis"), 2, "columns"),
+    ],
+)
+def test_a_csv_of_the_truth_that_cannot_be_meant(tmp_path, asked, code, words):
+    rows, labels = table(1), labels_for(1)
+    write_case(tmp_path, rows, labels)
+    write_csv(tmp_path / "truth.csv", rows, labels)
+    write_csv(tmp_path / "narrow.csv", rows[:, 1:], labels)
+    torch.save({"inputs": rows, "labels": labels}, tmp_path / "truth.pt")
+    run = gradaudit("scan", "model.pt", "grads.safetensors", *asked, cwd=tmp_path)
+    assert run.code == code, run.err
+    assert words in run.err
+
+
 def test_names_of_columns_that_a_spreadsheet_would_run_are_tamed(tmp_path):
     names = ["=cmd()", *(f"lab_{number}" for number in range(1, COLUMNS))]
     torch.save(perceptron(), tmp_path / "model.pt")

@@ -139,7 +139,7 @@ def _dense(found: Sensitivity, sigma: float, expired: Callable[[], bool]) -> Fis
 
 
 def _from_factor(factor: Tensor, like: Tensor, sigma: float, descent: Tensor | None) -> Fisher:
-    """All that R says. `like`: of the shape of the inputs; `descent` (n,): of the squared misfit."""
+    """All that R says. `like` has the shape of inputs; `descent` (n,): of the squared misfit."""
     inverse = inverse_of(factor)
     root = posterior_root(factor, inverse, math.sqrt(1 / PRIOR))
     posterior, apart = root.square().sum(1), None

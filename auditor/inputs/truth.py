@@ -29,7 +29,7 @@ _TEXT_BYTES = 16 << 20
 _SLACK = 1e-3  # rounding of a normalisation and its inverse
 _REMEDY = (
     "Save two tensors: numpy.savez(path, inputs=images, labels=labels), images (N, C, H, W) in "
-    "uint8 0..255 or float 0..1, or rows of a table (N, D)."
+    "uint8 0..255 or float 0..1, or rows of a table (N, D). Of a CSV say --label-column."
 )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import PurePath
 
-# What follows these is truth about the client's data.
-_TRUTH = frozenset({"--label", "--index", "--text"})
+# What follows these is truth about the client's data, or tells what its table is about.
+_TRUTH = frozenset({"--label", "--label-column", "--index", "--text"})
 # Of a table they are statistics of people; of pictures, three or one.
 _STATISTICS = frozenset({"--mean", "--std"})
 _MOST = 4  # numbers
