@@ -18,7 +18,7 @@ from runs import gradaudit, pictures, write_case
 
 from auditor.audit import run_audit
 from auditor.defences.seen import look
-from auditor.measuring import measurable
+from auditor.measuring import distance_of, measurable
 from auditor.records import Channel, Truth
 
 HAD = lenet_client(1, size=12, seed=1)
@@ -76,6 +76,30 @@ def test_where_nothing_explains_the_dump_a_truth_that_is_near_stands():
         c.code
         for c in audit(truth_of(HAD.inputs, (HAD.labels + 1) % 4), attacks=["labels"]).caveats
     ]
+
+
+def sure_client():
+    """A network that is sure of its picture: coarse copies make quite another gradient."""
+    had = lenet_client(1, size=12, seed=1)
+    head = list(had.module.modules())[-1]
+    with torch.no_grad():
+        head.weight.mul_(6)
+        head.bias.mul_(6)
+    return replace(had, labels=had.module(had.inputs).argmax(1))
+
+
+def test_a_copy_that_the_claim_resembles_stands_whatever_its_gradient():
+    had, drawn = sure_client(), torch.Generator().manual_seed(0)
+    noise = 0.035 * torch.randn(had.inputs.shape, generator=drawn)
+    copy = Truth((had.inputs + noise).float(), had.labels)
+    assert distance_of(had.problem(), copy) > 0.05
+    wrong = Truth(copy.inputs, (copy.labels + 1) % 4)
+    mirrored = Truth(copy.inputs.flip(-1), copy.labels)
+    for truth, stands in ((copy, True), (wrong, False), (mirrored, False)):
+        case = replace(case_of(had), truth=truth)
+        made = run_audit(case, options_of(attacks=["labels", "images.layers"])).audit
+        assert {"GA201", "GA202"} & {f.code for f in made.findings}
+        assert ("GA323" not in [c.code for c in made.caveats]) == stands
 
 
 # --------------------------------------------------------------------------- defended dumps
