@@ -17,6 +17,7 @@ _GAP = 3.0
 _ROWS = 8  # in which they have to lie
 _TELLING = 5  # different sizes that a tensor needs to show a grid
 _LEVELS = 256
+_GLANCE = 1 << 16  # entries of a large tensor that show whether there are more sizes than levels
 _ON_GRID = 2e-3  # of a step
 _MULTIPLES = 8  # steps that the smallest entry of a small tensor may be away from zero
 _ROUND = 3e-6  # relative
@@ -48,13 +49,14 @@ def zeros_of(tensors: Tensors) -> Zeros:
 
     Zeros of dead units, of dark pixels and of empty tensors leave the other entries as they were.
     """
-    filled = {name: part for name, part in tensors.items() if bool((part != 0).any())}
+    left = {name: int(part.count_nonzero()) for name, part in tensors.items()}
+    filled = {name: part for name, part in tensors.items() if left[name]}
     total = sum(part.numel() for part in filled.values())
-    each = {n: float((p == 0).double().mean()) for n, p in filled.items() if bool((p == 0).any())}
+    each = {n: 1 - left[n] / p.numel() for n, p in filled.items() if left[n] < p.numel()}
     share = sum(each[name] * filled[name].numel() for name in each) / max(total, 1)
     if not each:
         return Zeros(0.0, {}, None, together=False)
-    large = [name for name in each if int((filled[name] != 0).sum()) > _ENOUGH]
+    large = [name for name in each if left[name] > _ENOUGH]
     cuts = [cut for name in large if (cut := _cut_at([filled[name]])) is not None]
     if len(cuts) > 1 and 2 * len(cuts) > len(large) and max(cuts) > _GAP * min(cuts):
         return Zeros(share, each, max(cuts), together=False)
@@ -62,8 +64,7 @@ def zeros_of(tensors: Tensors) -> Zeros:
     if threshold is None:
         return Zeros(share, each, None, together=False)
     # Tensors that it emptied count, too.
-    zeros = sum(int((part == 0).sum()) for part in tensors.values())
-    share = zeros / sum(part.numel() for part in tensors.values())
+    share = 1 - sum(left.values()) / sum(part.numel() for part in tensors.values())
     return Zeros(share, each, threshold, together=True)
 
 
@@ -72,61 +73,76 @@ def _cut_at(parts: list[Tensor]) -> float | None:
 
     In one row alone a unit may be small: its entries are then as much alike as the pixels are.
     """
-    sizes = torch.cat([part.flatten() for part in parts]).double().abs()
-    kept = sizes[sizes > 0]
-    if len(kept) <= 2 or len(kept) == len(sizes):
+    counted, every = (sum(counts) for counts in zip(*map(_counts, parts), strict=True))
+    if counted <= 2 or counted == every:
         return None
-    least = float(kept.min())
-    few = len(kept) <= 0.1 * len(sizes)
-    needed = min(_ENOUGH, len(kept) // 2) if few else _ENOUGH
-    if len(_different(kept[kept < _GAP * least])) <= needed:
+    least = min(_least(part) for part in parts)
+    needed = min(_ENOUGH, counted // 2) if counted <= 0.1 * every else _ENOUGH
+    low = [(part != 0) & (part.abs() < _GAP * least) for part in parts]
+    alike = torch.cat([part[near] for part, near in zip(parts, low, strict=True)])
+    if len(_different(alike)) <= needed:
         return None
-    rows = [part.double().abs().reshape(len(part) if part.ndim else 1, -1) for part in parts]
-    near = sum(int(((r > 0) & (r < _GAP * least)).any(1).sum()) for r in rows)
-    any_left = sum(int((r > 0).any(1).sum()) for r in rows)
+    near = sum(int(_rows(mask).any(1).sum()) for mask in low)
+    any_left = sum(int(_rows(part != 0).any(1).sum()) for part in parts)
     return least if near >= min(_ROWS, (any_left + 1) // 2) else None
+
+
+def _counts(part: Tensor) -> tuple[int, int]:
+    """Entries that are not zero, and all."""
+    return int(part.count_nonzero()), part.numel()
+
+
+def _least(part: Tensor) -> float:
+    """The smallest size of an entry but zero; infinity where there is none."""
+    sizes = part[part != 0].abs()
+    return float(sizes.min()) if len(sizes) else math.inf
+
+
+def _rows(part: Tensor) -> Tensor:
+    return part.reshape(len(part) if part.ndim else 1, -1)
 
 
 def signs_of(tensors: Tensors) -> float | None:
     """The size that all entries of a tensor share, the mean over tensors; None: they do not."""
     scales = []
     for part in tensors.values():
-        sizes = part[part != 0].double().abs()
+        sizes = part[part != 0].abs()
         if sizes.numel() < 2:
             continue
-        if float(sizes.max() - sizes.min()) > 1e-6 * float(sizes.max()):
+        low, high = (float(end) for end in sizes.aminmax())
+        if high - low > 1e-6 * high:
             return None
-        scales.append(float(sizes.mean()))
+        scales.append(float(sizes.double().mean()))
     return sum(scales) / len(scales) if len(scales) > 1 else None
 
 
 def steps_of(tensors: Tensors) -> dict[str, float]:
     """By tensor, the width of a grid of at most 256 levels, when nearly all entries lie on one."""
-    told = {n: part for n, part in tensors.items() if len(_sizes(part)) >= _TELLING}
-    steps = {name: step for name, part in told.items() if (step := _step_of(part)) is not None}
-    counted = sum(part.numel() for part in told.values())
-    return steps if sum(told[n].numel() for n in steps) > _MOST * counted > 0 else {}
+    told = {name: found for name, p in tensors.items() if len(found := _sizes(p)) >= _TELLING}
+    steps = {n: step for n, s in told.items() if (step := _step_of(tensors[n], s)) is not None}
+    counted = sum(tensors[name].numel() for name in told)
+    return steps if sum(tensors[n].numel() for n in steps) > _MOST * counted > 0 else {}
 
 
 def _sizes(part: Tensor) -> Tensor:
     """Different sizes of entries, ascending; more than there are levels are not looked for."""
-    sizes = part.detach().double().abs().flatten()
-    few = _different(sizes[: 4 * _LEVELS])
-    return few if len(few) > _LEVELS else _different(sizes)
+    every = part.detach().flatten()
+    few = _different(every[:: -(-len(every) // _GLANCE) or 1])  # of a large tensor, here and there
+    return few if len(few) > _LEVELS or len(every) <= _GLANCE else _different(every)
 
 
-def _different(sizes: Tensor) -> Tensor:
-    """The different ones (n,) of some sizes but zero, ascending."""
-    return torch.as_tensor(torch.unique(sizes[sizes > 0]))
+def _different(entries: Tensor) -> Tensor:
+    """The different sizes (n,) of some entries but zero, ascending, in double precision."""
+    return torch.as_tensor(torch.unique(entries[entries != 0].abs())).double()
 
 
-def _step_of(part: Tensor) -> float | None:
-    """The widest step of which all entries are multiples."""
-    sizes = _sizes(part)
+def _step_of(part: Tensor, sizes: Tensor) -> float | None:
+    """The widest step of which all entries, of different `sizes`, are multiples."""
     if len(sizes) > _LEVELS:
         return None
     apart = sizes.diff().min()
-    whole = [float(part.double().max().clamp_min(0) - part.double().min().clamp_max(0))]
+    low, high = (end.double() for end in part.aminmax())
+    whole = [float(high.clamp_min(0) - low.clamp_max(0))]
     candidates = [float(s) / m for s in (sizes[0], apart) for m in range(1, _MULTIPLES + 1)]
     candidates += [w / n for w in (*whole, float(sizes[-1])) for n in (127, 128, 255)]
     for step in sorted(candidates, reverse=True):

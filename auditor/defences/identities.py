@@ -31,6 +31,7 @@ NORM = "batch norm"
 _ROWS, _COLUMNS = 256, 1024
 # The span of so many samples may not fit itself to more than this share of pure noise.
 _FITTED = 0.04
+_PIECE = 1 << 20  # products that are made at once
 _UNLIKE = 100.0  # times the running variance may be that of the batch
 _COUNTED = 2000.0  # degrees: the interval then covers what the span fitted
 _UNKNOWN_BATCH = 8  # samples whose span is left out when nobody says how many there are
@@ -179,11 +180,12 @@ def _pair_group(pair: Pair, named: Gradient, gradient: Gradient) -> Group | None
         return None
     terms = []
     for name in names:
-        weight, sent = _double(named[name]), _double(gradient[name])
+        weight, sent = named[name], gradient[name]
         if name == pair.read_by:  # (outputs, units, places), less
-            weight = -weight.reshape(len(weight), pair.units, -1).transpose(0, 1)
-            sent = sent.reshape(len(sent), pair.units, -1).transpose(0, 1)
-        terms.append((weight.reshape(pair.units, -1), sent.reshape(pair.units, -1)))
+            sides = [part.reshape(len(part), pair.units, -1) for part in (weight, sent)]
+            terms.append(_row_sums(*(part.transpose(0, 1) for part in sides), sign=-1.0))
+        else:
+            terms.append(_row_sums(*(p.reshape(pair.units, 1, -1) for p in (weight, sent))))
     return _group(" and ".join(names), UNITS, names, terms)
 
 
@@ -196,9 +198,9 @@ def _evaluation_group(layer: Normalised, named: Gradient, gradient: Gradient) ->
     gain = _double(named[str(layer.gain)])
     slope = gain * _double(mean / layer.deviation.to(mean))
     terms = [
-        (_double(rows), _double(sent)),
-        (-gain[:, None], _double(gradient[str(layer.gain)])[:, None]),
-        (-slope[:, None], _double(gradient[str(layer.shift)])[:, None]),
+        _row_sums(rows, sent),
+        _row_sums(-gain[:, None], gradient[str(layer.gain)][:, None]),
+        _row_sums(-slope[:, None], gradient[str(layer.shift)][:, None]),
     ]
     return _group(layer.weight, NORM, tuple(map(str, parts)), terms, mode="eval")
 
@@ -215,8 +217,8 @@ def _training_group(
     share = getattr(norm, "eps", 0.0) / _double(layer.deviation).square()
     gain = -share * _double(named[str(layer.gain)])
     terms = [
-        (_double(rows), _double(sent)),
-        (gain[:, None], _double(gradient[str(layer.gain)])[:, None]),
+        _row_sums(rows, sent),
+        _row_sums(gain[:, None], gradient[str(layer.gain)][:, None]),
     ]
     group = _group(layer.weight, NORM, tuple(map(str, parts)), terms, mode="train")
     if group is None:
@@ -231,21 +233,41 @@ def _lacks_bias(layer: Normalised, gradient: Gradient) -> bool:
     return layer.bias is not None and layer.bias not in gradient and layer.rectified
 
 
+def _row_sums(coefficients: Tensor, entries: Tensor, *, sign: float = 1.0) -> Tensor:
+    """(3, C) of a, g (C, ...): the sums over each row of a^2, a g and (a g)^2, in double precision.
+
+    Piece by piece along the outermost dimension in memory: a layer may have 100 million weights.
+    """
+    outer = max(range(coefficients.dim()), key=coefficients.stride)
+    step = max(coefficients.shape[outer] * _PIECE // max(coefficients.numel(), 1), 1)
+    found = torch.zeros(3, len(coefficients), dtype=torch.float64)
+    for start in range(0, coefficients.shape[outer], step):
+        length = min(step, coefficients.shape[outer] - start)
+        pieces = (part.narrow(outer, start, length) for part in (coefficients, entries))
+        a, g = (_double(piece).flatten(1) for piece in pieces)
+        products = a * g
+        rows = torch.stack([a.square().sum(1), sign * products.sum(1), products.square().sum(1)])
+        if outer == 0:
+            found[:, start : start + length] += rows
+        else:
+            found += rows
+    return found
+
+
 def _group(
     name: str,
     kind: str,
     tensors: tuple[str, ...],
-    terms: list[tuple[Tensor, Tensor]],
+    terms: list[Tensor],
     *,
     mode: Mode | None = None,
 ) -> Group | None:
-    """One identity a row: coefficients (C, n) times entries (C, n), added over all terms."""
-    lengths = torch.stack([a.square().sum(1) for a, _ in terms]).sum(0)
+    """One identity a row: coefficients times entries, added over all terms (`_row_sums`)."""
+    lengths, sums, sizes = torch.stack(terms).sum(0)
     told = lengths > 0
     if not bool(told.any()):
         return None
-    sums = torch.stack([(a * g).sum(1) for a, g in terms]).sum(0)[told]
-    sizes = torch.stack([(a * g).square().sum(1) for a, g in terms]).sum(0)[told]
+    sums, sizes = sums[told], sizes[told]
     energy = float((sums.square() / lengths[told]).sum())
     size = float((sizes / lengths[told]).sum())
     return Group(name, kind, tensors, energy, int(told.sum()), size, by_weights=True, mode=mode)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 _PIECE = 1 << 18  # elements looked at together, so that no large copy is made
+_FEW = 16  # such pieces, of a tensor that is looked at here and there
 _SMALL = 1 / 16  # of its weight: a change that says on which grid the sum lies
 _MOST, _ENOUGH = 0.99, 100
 _DIFFERENT = 64  # sizes of entries; of fewer, a coarse grid may be how they are made
@@ -98,7 +100,9 @@ def is_difference(dump: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> 
     """
     if any(weights[name].dtype != torch.float32 for name in dump):
         return False
-    told, fitting = _on_grid((_fine(part), weights[name].detach()) for name, part in dump.items())
+    told, fitting = _on_grid(
+        ((part, weights[name].detach()) for name, part in dump.items()), only=_fine
+    )
     return told >= _ENOUGH and fitting >= _MOST * told
 
 
@@ -113,11 +117,19 @@ def _was_subtracted(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
     return told == 0 or fitting >= _MOST * told
 
 
-def _on_grid(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
-    """Changes that are small beside their weights, and how many lead to a number of their type."""
+def _on_grid(
+    pairs: Iterable[tuple[Tensor, Tensor]], only: Callable[[Tensor], Tensor] = lambda change: change
+) -> tuple[int, int]:
+    """Changes that are small beside their weights, and how many lead to a number of their type.
+
+    Of a tensor at most `_FEW` pieces, evenly spread: a subtraction leaves its trace everywhere.
+    """
     told = fitting = 0
     for update, weights in pairs:
-        for change, weight in zip(_pieces(update), _pieces(weights.to(update.device)), strict=True):
+        every = zip(_pieces(update), _pieces(weights.to(update.device)), strict=True)
+        apart = -(-update.numel() // (_FEW * _PIECE)) or 1
+        for piece, weight in islice(every, 0, None, apart):
+            change = only(piece)
             after = weight.double() + change.double()
             small = (change != 0) & (change.abs() < _SMALL * weight.abs())
             told += int(small.sum())

@@ -8,6 +8,7 @@ from clients_of import NETS, client_of, plus_noise
 from problems import Client
 from torch import nn
 
+from auditor.defences import identities
 from auditor.defences.identities import NORM, OUTER, SUMS, UNITS, groups_of, structure_of
 from auditor.defences.pairs import pairs_of
 from auditor.graph import record
@@ -158,3 +159,18 @@ def test_where_pairs_are(module, count):
 def test_a_grouped_convolution_reads_no_pair(groups_):
     module = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=groups_))
     assert len(pairs_of(record(module, torch.rand(2, 2, 8, 8))[1])) == (groups_ == 1)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (4, 3, 6)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("piece", [1, 8, 1 << 20])
+def test_sums_by_pieces_are_those_of_the_whole(monkeypatch, shape, turned, piece):
+    monkeypatch.setattr(identities, "_PIECE", piece)
+    drawn = torch.Generator().manual_seed(0)
+    a, g = (torch.randn(shape, generator=drawn) for _ in range(2))
+    if turned:
+        a, g = a.transpose(0, 1), g.transpose(0, 1)
+    products = (a.double() * g.double()).flatten(1)
+    whole = [a.double().flatten(1).square().sum(1), -products.sum(1), products.square().sum(1)]
+    found = identities._row_sums(a, g, sign=-1.0)
+    torch.testing.assert_close(found, torch.stack(whole), rtol=1e-12, atol=1e-12)
