@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from auditor.evidence import has_sent_statistics, is_equal, is_verified, where_it_ended
+from auditor.evidence import UNLIKE, has_sent_statistics, is_equal, is_verified, where_it_ended
 from auditor.problem import tolerance_of
 from auditor.records import Evidence, LinkReport, Problem
 from auditor.samples.findings import why_more, why_no_sample
@@ -21,7 +21,7 @@ def why_nothing(problem: Problem, evidence: Evidence) -> str:
         if claim is not None and not claim.statements:
             return "no statement about labels could be proved on this dump"
         return "the head's gradient is too small for its precision: no sign can be trusted"
-    if is_verified(problem, evidence):
+    if is_verified(problem, evidence) and evidence.ceiling >= UNLIKE:
         return "the rebuilt picture explains the gradient, but is not like the truth that was given"
     return _unfinished(problem, evidence) + "; a failed search proves nothing"
 
@@ -58,6 +58,8 @@ def _unfinished(problem: Problem, evidence: Evidence) -> str:
 
 def _why_other_batch(evidence: Evidence) -> str | None:
     """Why another batch than the claimed one may have made the same gradient."""
+    if evidence.ceiling < UNLIKE:
+        return "the dump hardly depends on the picture: unlike pictures explain it about as well"
     if not has_sent_statistics(evidence):
         apart = evidence.statistics[evidence.best or 0]
         return (

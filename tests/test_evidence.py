@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from auditor.evidence import (
     AGREE,
     CONSISTENT,
+    UNLIKE,
     best_pixels,
     examine,
     is_equal,
@@ -316,6 +318,40 @@ def test_agreement_is_with_the_nearest_restart():
 
 
 # --------------------------------------------------------------------------- labels only
+
+
+class Dim(nn.Module):
+    """Features that depend on the picture by so much."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+        self.body, self.head = nn.Linear(16, 40), nn.Linear(40, 3)
+
+    def forward(self, x):
+        return self.head(1 + self.share * torch.tanh(self.body(x.flatten(1))))
+
+
+def ceiling_of(share, off, dtype=torch.float64):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Dim(share).double()
+    inputs, labels = batch(1, 3)
+    had = Client(module, inputs.double(), labels)
+    sent = {"head.weight": had.gradients()["head.weight"].to(dtype).double()}
+    return judged(had, rows(had, nearly(off)), gradients=sent).ceiling
+
+
+@pytest.mark.parametrize("off", [1e-2, 1e-4, 1e-6])
+def test_a_claim_is_worth_its_residual_beside_that_of_unlike_pictures(off):
+    """Where the gradient is about linear in the picture, the ceiling is the error, about."""
+    assert ceiling_of(1e-3, off) == pytest.approx(-20 * math.log10(off), abs=1)
+
+
+def test_the_ceiling_falls_with_what_rounding_leaves_of_the_picture():
+    found = [ceiling_of(share, 1e-7, torch.float32) for share in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)]
+    assert all(more - less == pytest.approx(20, abs=3) for more, less in pairwise(found))
+    assert ceiling_of(1e-8, 1e-7, torch.float32) < UNLIKE
 
 
 def test_labels_alone_have_no_residual():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from problems import Client, batch, lenet_client
 
-from auditor.evidence import examine
+from auditor.evidence import examine, is_equal
 from auditor.findings import findings_of
 from auditor.reasons import why_nothing, why_unfinished
 from auditor.records import Course, Evidence, LabelClaim, LinkReport, Recovery, Truth
@@ -319,9 +319,19 @@ def test_without_a_small_residual_truth_claims_nothing_but_what_it_measured():
 
 def test_a_consistent_claim_that_truth_refutes_is_no_finding():
     had = Client(_blind(), *batch(1, 3))
-    evidence = examined(had, unlike(had.inputs))
+    evidence = replace(examined(had, unlike(had.inputs)), ceiling=math.inf)
     assert len(findings_of(had.problem(), evidence, None)) == 1
     assert findings_of(had.problem(), evidence, had.truth()) == ()
+
+
+@pytest.mark.parametrize("pictures", [1, 4])
+def test_a_claim_of_a_dump_that_depends_on_no_picture_is_no_finding(pictures):
+    """As of untrained networks in which the signal dies away: any picture equals the dump."""
+    had = Client(_blind(), *batch(1, 3))
+    evidence = examined(had, *(unlike(had.inputs, seed) for seed in range(pictures)))
+    assert is_equal(had.problem(), evidence)
+    assert findings_of(had.problem(), evidence, None) == ()
+    assert "hardly depends on the picture" in why_nothing(had.problem(), evidence)
 
 
 def test_truth_never_changes_which_restart_is_chosen():

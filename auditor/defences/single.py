@@ -42,6 +42,7 @@ class _Line:
     slope: float
     level: float
     several: bool  # more than one class stands out
+    tilt: float  # what rounding may turn the slope by, relatively: much, if all classes are alike
 
 
 def single_of(problem: Problem, spacing: float) -> HeadFit | None:
@@ -79,7 +80,8 @@ def _read(p: Tensor, g: Tensor, precision: float, smoothing: float) -> HeadFit:
         lines = [line for line in lines if abs(line.slope - 1) <= best.allowed]
         return HeadFit(True if lines else None, 1.0, smoothing, best.allowed)
     if best.apart <= best.allowed:
-        return HeadFit(True, 1 / best.slope, max(len(p) * best.level, 0.0), 8 * best.allowed)
+        blur = max(8 * best.allowed, best.tilt)
+        return HeadFit(True, 1 / best.slope, max(len(p) * best.level, 0.0), blur)
     return HeadFit(False if best.apart > misfits else None, 1.0, 0.0)
 
 
@@ -91,10 +93,12 @@ def _line(p: Tensor, g: Tensor, label: int, precision: float) -> _Line:
     slope = float((away * (y - y.mean())).sum() / spread)
     level = float(y.mean() - slope * x.mean())
     size = float((slope * x).norm().clamp_min(1e-30))
-    blur = (_SOFTMAX + precision * float(p.norm())) / size
-    allowed = max(_FITS, 8 * blur)
+    rounding = 8 * (_SOFTMAX + precision * float(p.norm()))
+    allowed = max(_FITS, rounding / size)
+    tilt = rounding / max(abs(slope) * float(away.norm()), 1e-30)
     several = int(((slope * x).abs() > 4 * allowed * size).sum()) > 1
-    return _Line(float((y - slope * x - level).norm()) / size, allowed, slope, level, several)
+    apart = float((y - slope * x - level).norm()) / size
+    return _Line(apart, allowed, slope, level, several, tilt)
 
 
 def is_turned(problem: Problem, single: HeadFit | None) -> bool:

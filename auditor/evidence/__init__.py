@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from auditor.evidence.examining import (
     AGREE,
+    UNLIKE,
     examine,
 )
 from auditor.evidence.standing import (
@@ -28,6 +29,7 @@ __all__ = [
     "AGREE",
     "CONSISTENT",
     "EXACT",
+    "UNLIKE",
     "best_inputs",
     "best_pixels",
     "equals_in_words",

@@ -8,6 +8,9 @@ Of a dump that was defended (`Problem.channel`), "equal" means at the floor: the
 is left (auditor/bounds/fit.py), what was dropped is smaller than what was kept, and a gray picture
 in the place of any sample would not do as well. Where it would in some places, the dump says
 nothing of those samples, and the others are told by themselves (`Evidence.told`).
+
+Of any dump but a noised one, pictures that are unlike the claim's are tried in their place. A
+network may send the same gradient whatever it sees, to rounding; then any claim equals the dump.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ _TOLD = 0.01
 # Where it is asked whether the dump tells the contrast of a claim: what is left of it, and how many
 # tolerances are its equal. A tenth more or less is then within one, and 30 dB away.
 _LESS, _TWICE = 0.8, 2.0
+# Pictures further apart than this, in dB, are unlike.
+UNLIKE = 15.0
 
 
 def examine(
@@ -56,13 +61,18 @@ def examine(
     nothing = recovery.inputs is None and recovery.labels is None and recovery.samples is None
     if nothing and recovery.expired:
         return Failed(attack, where_it_ended(recovery))
-    samples = check_samples(problem, recovery)
     if recovery.inputs is None:
-        floor = problem.precision
+        floor, samples = problem.precision, check_samples(problem, recovery)
         return Evidence(attack, recovery, (), (), floor, None, (), 0, {}, seconds, samples=samples)
-    labels = recovery.input_labels
-    if labels is None or len(recovery.inputs) == 0:
+    if recovery.input_labels is None or len(recovery.inputs) == 0:
         return Failed(attack, "the budget ended before the first restart")
+    return _with_inputs(problem, recovery, attack, seconds)
+
+
+def _with_inputs(problem: Problem, recovery: Recovery, attack: str, seconds: float) -> Evidence:
+    assert recovery.inputs is not None
+    assert recovery.input_labels is not None
+    samples, labels = check_samples(problem, recovery), recovery.input_labels
     rows = [
         gradient_of(problem, inputs, row_labels)
         for inputs, row_labels in zip(recovery.inputs, labels, strict=True)
@@ -89,10 +99,12 @@ def examine(
         agreement, agreeing = (), min(agreeing, 1)
     if recovery.samples is None and fits and not at_floor[best]:
         recovery, samples = _one_by_one(problem, recovery, best)
+    residuals = tuple(_finite(relative_residual(problem, row)) for row in rows)
+    counts = close[best] or min(worst[best], residuals[best]) <= limit
     return Evidence(
         attack=attack,
         recovery=recovery,
-        residuals=tuple(_finite(relative_residual(problem, row)) for row in rows),
+        residuals=residuals,
         worst_residuals=tuple(worst),
         floor=problem.precision,
         best=best,
@@ -107,6 +119,7 @@ def examine(
         misfits=tuple(_finite(fit.ratio) for fit in fits),
         at_floor=tuple(at_floor),
         told=told[best] if told else (),
+        ceiling=_ceiling(problem, recovery, best, worst[best]) if counts else math.inf,
     )
 
 
@@ -159,6 +172,30 @@ def _told(problem: Problem, inputs: Tensor, labels: Tensor) -> tuple[bool, ...]:
         fit = fit_of(problem, gradient_of(problem, other, labels), inputs.numel())
         found.append(not fit.at_floor)
     return tuple(found)
+
+
+def _ceiling(problem: Problem, recovery: Recovery, best: int, left: float) -> float:
+    """dB that the claim is worth at most: as far away as its residual `left` may be an error.
+
+    Errors grow with the residual: what unlike pictures leave in the worst tensor, and how far away
+    they are, is the measure. Infinite where noise is most of the residual.
+    """
+    if problem.channel.sigma or problem.channel.steps or problem.channel.signs:
+        return math.inf
+    assert recovery.inputs is not None
+    assert recovery.input_labels is not None
+    inputs, labels = recovery.inputs[best], recovery.input_labels[best]
+    pixels, found = to_pixels(problem, inputs), math.inf
+    half = torch.where(pixels < 0.5, pixels + 0.5, pixels - 0.5)  # 6 dB, whatever the claim is
+    for other in (half, torch.full_like(pixels, 0.5)):
+        near = float(psnr(other.double(), pixels.double()).max())
+        row = gradient_of(problem, to_model_units(problem, other), labels)
+        if problem.channel.scaled or problem.channel.masked:
+            row = _as_sent(problem, row, fit_of(problem, row, inputs.numel()))
+        apart = max(_finite(value) for value in residuals_of(problem, row).values())
+        if near < UNLIKE and apart > 0:
+            found = min(found, near + 20 * math.log10(apart / max(left, problem.precision)))
+    return max(found, 0.0)
 
 
 def _statistics(problem: Problem, inputs: Tensor) -> tuple[float, ...]:

@@ -111,6 +111,7 @@ class Evidence:
     contrast_open: bool = False  # at another contrast the best claim explains the dump as well
     own_residual: float = float("inf")  # of tensors that layers were read from, against themselves
     samples: tuple[Certainty | None, ...] = ()  # (M,) of `recovery.samples`; None: not shown
+    ceiling: float = float("inf")  # dB of the best claim, beside what unlike pictures leave
     # With a channel that is not clear, (R,) each; empty otherwise.
     misfits: tuple[float, ...] = ()  # squared residual over what the noise explains; 1 expected
     at_floor: tuple[bool, ...] = ()  # no more is left than noise explains, and not of gray pictures

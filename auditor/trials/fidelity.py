@@ -144,7 +144,7 @@ def ceiling_of(problem: Problem, evidence: Evidence) -> float:
     """The dB that no claim of this evidence exceeds, however well it fits.
 
     What a layer left open is taken for noise, uniform over the pixel range. Fewer numbers than
-    pixels fit many pictures.
+    pixels fit many pictures, and so does a dump that unlike pictures explain about as well.
     """
     known = problem.knowledge
     unknowns = (known.batch_size or 1) * math.prod(known.input_shape)
@@ -152,7 +152,8 @@ def ceiling_of(problem: Problem, evidence: Evidence) -> float:
         return 0.0
     links = evidence.recovery.links
     share = max((link.undetermined / link.unknowns for link in links), default=0.0)
-    return -10 * math.log10(share / 12) if share > 0 else math.inf
+    open_ = -10 * math.log10(share / 12) if share > 0 else math.inf
+    return min(open_, evidence.ceiling)
 
 
 def supported(
