@@ -14,6 +14,7 @@ from auditor.attacks import Attack, Milestone, Watch
 from auditor.attacks.failures import told_of
 from auditor.attacks.labels import HeadLabels, looks_single
 from auditor.attacks.training_estimate import with_estimated_training
+from auditor.batch_norm import with_deduced_mode
 from auditor.checks import (
     caveats_of,
     contradiction,
@@ -22,7 +23,7 @@ from auditor.checks import (
     scale_caveats,
 )
 from auditor.defences.loss_scale import without_loss_scale
-from auditor.defences.seen import look
+from auditor.defences.seen import Looked, look
 from auditor.evidence import examine, is_equal, is_verified
 from auditor.exhibits import exhibits_of
 from auditor.findings import Weight, findings_of, statistics_findings, worst_first
@@ -95,11 +96,7 @@ def run_audit(
     Raises InputError when model and knowledge do not fit, UsageError when the truth does not.
     """
     begun, started = time.monotonic(), datetime.now(UTC)
-    problem = _problem_of(case, options)
-    require_fitting(case.truth, problem)
-    case = replace(case, truth=in_units(problem, case.truth))
-    problem, scale = without_loss_scale(problem)
-    looked = look(problem, case.dump)
+    case, problem, scale, looked = _opened(case, options)
     problem = replace(problem, channel=looked.channel)
     deadline = None if options.budget is None else begun + options.budget
     watch = Watch(deadline=deadline, progress=progress)
@@ -135,6 +132,24 @@ def run_audit(
         provenance=provenance_of(problem.gradient, options, started, time.monotonic() - begun),
     )
     return Result(said_of_rows(audit) if is_table(problem) else audit, problem, evidence)
+
+
+def _opened(case: Case, options: Options) -> tuple[Case, Problem, float | None, Looked]:
+    """The case in the problem's units, the problem, its loss scale, what its dump shows of itself.
+
+    A mode that nobody said is the one that is seen, if any is.
+    """
+    problem = _problem_of(case, options)
+    require_fitting(case.truth, problem)
+    case_in_units = replace(case, truth=in_units(problem, case.truth))
+    problem, scale = without_loss_scale(problem)
+    looked = look(problem, case.dump)
+    known = case.knowledge
+    if problem.mode_shown is None and looked.mode not in {None, problem.knowledge.mode}:
+        known = with_deduced_mode(known, looked.mode)
+    if known is not case.knowledge:
+        return _opened(replace(case, knowledge=known), options)
+    return case_in_units, problem, scale, looked
 
 
 def _problem_of(case: Case, options: Options) -> Problem:

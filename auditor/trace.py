@@ -62,7 +62,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = F
         dropout=bool(recording.names & _DROPS)
         or any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in module.modules()),
         batch_norm=any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()),
-        normalised=() if training else normalised_layers(recording),
+        normalised=() if training else normalised_layers(recording, module),
     )
 
 

@@ -8,6 +8,7 @@ from problems import dump_of, problem_of
 from torch import nn
 from torch.nn import functional as F
 
+from auditor import scan
 from auditor.batch_norm import (
     mode_caveats,
     mode_of,
@@ -88,11 +89,12 @@ def sent_by(model, mode, count=8, seed=0, shape=SHAPE):
 def shown(model, sent, shape=SHAPE, precision=2.0**-23):
     recording = record(copy.deepcopy(model).eval(), torch.zeros(1, *shape))[1]
     named = dict(model.named_parameters())
-    return mode_of(normalised_layers(recording), named, sent, precision=precision)
+    return mode_of(normalised_layers(recording, model), named, sent, precision=precision)
 
 
 def names(model, shape=SHAPE):
-    found = normalised_layers(record(copy.deepcopy(model).eval(), torch.zeros(1, *shape))[1])
+    recording = record(copy.deepcopy(model).eval(), torch.zeros(1, *shape))[1]
+    found = normalised_layers(recording, model)
     return {(layer.weight, layer.bias, layer.gain, layer.shift) for layer in found}
 
 
@@ -386,3 +388,68 @@ def test_buffers_that_came_back_tell_the_mode(mode):
     assert mode_of_buffers(model, {}) is None
     counters = {n: b for n, b in client.named_buffers() if n.endswith("tracked")}
     assert mode_of_buffers(model, counters) is None
+
+
+# --------------------------------------------------------------------------- young statistics
+
+
+def faint(seen, *, loud=1.0):
+    """As in round nought: what batch norms are given varies less than the constant under the root.
+
+    Depthwise convolutions, hard swish, eps of 1e-3 and momentum of 0.01, as in MobileNetV3.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers, width = [], 3
+        for groups, to in ((1, 16), (16, 16), (1, 24), (24, 24), (1, 16)):
+            norm = nn.BatchNorm2d(to, eps=1e-3, momentum=0.01)
+            conv = nn.Conv2d(width, to, 3, padding=1, groups=groups, bias=False)
+            nn.init.normal_(conv.weight, std=loud * 0.02)
+            layers += [conv, norm, nn.Hardswish()]
+            width = to
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 6))
+        model = nn.Sequential(*layers, *head)
+        with torch.no_grad():
+            for place in range(seen):
+                model.train()(pictures(16, seed=place, shape=(3, 12, 12)))
+    return model.eval()
+
+
+@pytest.mark.parametrize("seen", [0, 1, 60])
+@pytest.mark.parametrize(("mode", "count"), [("train", 2), ("train", 8), ("eval", 2)])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_network_of_the_first_rounds_belongs_to_its_dump(seen, mode, count, told):
+    model = faint(seen)
+    sent = sent_by(model, mode, count, shape=(3, 12, 12))
+    audit = scan(
+        model, sent, batch_size=count, mode=mode if told else None, attacks=["labels"],
+        input_shape=(3, 12, 12), reduction="mean", device="cpu",
+    )  # fmt: skip
+    assert not {"GA309", "GA310", "GA311"} & {caveat.code for caveat in audit.caveats}
+    assert audit.trust.belongs != "contradicted"
+    assert audit.verdict.status == "leak"  # labels
+    [said] = [entry for entry in audit.assumptions if entry.what == "mode"]
+    assert said.value == mode
+    assert told or mode == "eval" or said.origin == "deduced"
+
+
+def test_statistics_are_young_while_the_first_ones_count():
+    def young(seen, momentum=0.1):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=momentum))
+        model = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+        with torch.no_grad():
+            for place in range(seen):
+                model.train()(pictures(8, seed=place))
+        recording = record(copy.deepcopy(model).eval(), torch.zeros(1, *SHAPE))[1]
+        [layer] = normalised_layers(recording, model)
+        return layer.young
+
+    assert [young(seen) for seen in (0, 1, 28, 29, 40)] == [True, True, True, False, False]
+    assert young(100, momentum=0.01)
+    assert not young(1, momentum=None)  # the mean over all batches so far
+
+
+def test_statistics_from_elsewhere_are_not_young():
+    model = seeded(convolutional)  # as another framework leaves them: no batch was counted
+    recording = record(copy.deepcopy(model).eval(), torch.zeros(1, *SHAPE))[1]
+    assert not any(layer.young for layer in normalised_layers(recording, model))

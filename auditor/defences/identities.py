@@ -223,7 +223,10 @@ def _training_group(
     group = _group(layer.weight, NORM, tuple(map(str, parts)), terms, mode="train")
     if group is None:
         return None
-    unknown = (_UNLIKE * share).clamp_max(1) * (gain / share.clamp_min(1e-300))
+    spread = (_UNLIKE * share).clamp_max(1)
+    if layer.young:
+        spread = torch.ones_like(share)
+    unknown = spread * (gain / share.clamp_min(1e-300))
     left = (unknown * _double(gradient[str(layer.gain)])).square()
     lengths = rows.double().cpu().square().sum(1).clamp_min(1e-300)
     return replace(group, slack=float((left / lengths).sum()))

@@ -16,6 +16,8 @@ from auditor.records import Mode, Problem
 # precision leave 1e-6 and less (benchmarks/trust_detection.py).
 ROUNDING = 5e-6
 _TIGHT = 0.1  # share of an energy that may be of other origin
+_SURE = 1e-4  # relative size of what only the right mode leaves
+_ALL = 1.1  # times the slack: energy that it may explain, but for rounding
 _FAINT = 1e-9  # of the whole gradient: in a tensor as small as this all may be rounding
 _SOFTMAX = 4 * torch.finfo(torch.float32).eps
 _HALF = torch.finfo(torch.float16)
@@ -90,7 +92,9 @@ def floors_of(
 
 def read_noise(problem: Problem, groups: Sequence[Group], floors: Floors) -> Noise:
     """Pool the groups that agree, and say what it means when they do not."""
-    mode = _mode_of(groups, problem.knowledge.mode)
+    free = [group for group in groups if not group.by_weights]
+    clean = bool(free) and all(g.variance <= floors.variance(g, problem) for g in free)
+    mode = _mode_of(groups, problem.knowledge.mode, clean=clean)
     chosen = [g for g in groups if g.mode in {None, mode} and g.slack <= _TIGHT * g.energy]
     if floors.softmax > _TIGHT:  # the whole gradient may be rounding
         chosen = [group for group in chosen if group.kind not in {SUMS, OUTER}]
@@ -217,8 +221,11 @@ def _exceeds(group: Group, sums: Group) -> bool:
     return group.variance > 4 * sums.variance and not agree([group, sums])
 
 
-def _mode_of(groups: Sequence[Group], known: Mode) -> Mode:
-    """The mode whose identities leave less; what is known where they cannot tell."""
+def _mode_of(groups: Sequence[Group], known: Mode, *, clean: bool) -> Mode:
+    """The mode whose identities leave less; what is known where they cannot tell.
+
+    `clean`: identities that hold for any weights show no noise.
+    """
     left: dict[Mode, float] = {}
     modes: tuple[Mode, Mode] = ("eval", "train")
     fewest = 1.0
@@ -227,9 +234,29 @@ def _mode_of(groups: Sequence[Group], known: Mode) -> Mode:
         fewest = max(sum(g.degrees for g in groups if g.mode == mode), 1.0)
         left[mode] = energy / fewest
     apart = max(_APART**2, 1 + _BY_CHANCE / fewest**0.5)
-    if min(left.values()) <= 0 or max(left.values()) < apart * min(left.values()):
+    if min(left.values()) <= 0:
+        return known
+    train = [group for group in groups if group.mode == "train"]
+    if sum(group.slack for group in train) > _TIGHT * sum(group.energy for group in train):
+        return _mode_beside_slack(groups, known, clean=clean)
+    if max(left.values()) < apart * min(left.values()):
         return known
     return min(left, key=lambda mode: left[mode])
+
+
+def _mode_beside_slack(groups: Sequence[Group], known: Mode, *, clean: bool) -> Mode:
+    """The mode where the constant under the root may explain what training mode leaves.
+
+    Then the two look alike, unless one explains the dump to rounding and the other does not.
+    """
+    if not clean:
+        return known
+    if _ratio([group for group in groups if group.mode == "eval"]) <= _SURE:
+        return "eval"
+    train = [group for group in groups if group.mode == "train"]
+    explained = all(g.energy <= _ALL * g.slack or g.ratio <= _SURE for g in train)
+    broken = _ratio([group for group in groups if group.mode == "eval"]) > BROKEN
+    return "train" if explained and broken else known
 
 
 def _blur(problem: Problem) -> float:

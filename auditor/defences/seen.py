@@ -16,7 +16,7 @@ from auditor.defences.identities import NORM, groups_of, structure_of
 from auditor.defences.noise import Floors, Noise, floors_of, read_noise
 from auditor.defences.single import HeadFit, is_turned, single_of
 from auditor.defences.words import defences_in, tested_words, unsaid_words
-from auditor.records import Belongs, Caveat, Channel, DefenceSeen, GradientDump, Problem
+from auditor.records import Belongs, Caveat, Channel, DefenceSeen, GradientDump, Mode, Problem
 
 _TELLING = 0.2  # relative size of what noise leaves, up to which other weights would show
 _SCALE, _SMOOTHING = 1e-3, 2e-3  # what a scale or a smoothing may be off by
@@ -33,6 +33,7 @@ class Looked:
     tested: tuple[str, ...]
     unsaid: tuple[str, ...]
     caveats: tuple[Caveat, ...]
+    mode: Mode | None = None  # of the batch norms, as identities have it
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def look(problem: Problem, dump: GradientDump) -> Looked:
         tested=tested_words(seen.noise, seen.single),
         unsaid=unsaid_words(seen.forms, seen.noise, belongs=_belongs(seen)),
         caveats=tuple(_caveats(problem, seen)),
+        mode=seen.noise.mode,
     )
 
 

@@ -87,7 +87,9 @@ class Head:
 class Normalised:
     """A convolution or linear layer whose output goes into a batch norm and nowhere else.
 
-    `rectified`: through ReLU, leaky ReLU or pooling.
+    `rectified`: through ReLU, leaky ReLU or pooling. `young`: the running statistics are still, for
+    a part, those that a batch norm begins with. They say nothing then of the variance of a batch,
+    which may lie far below the constant under the root: both modes then do nearly the same.
     """
 
     weight: str
@@ -97,6 +99,7 @@ class Normalised:
     mean: Tensor  # (C,), running; of one that is not rectified less the layer's own bias
     deviation: Tensor  # (C,), running
     rectified: bool = False
+    young: bool = False
 
 
 @dataclass(frozen=True, eq=False)
