@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from auditor.attacks.failures import told_of
 from auditor.attacks.likelihood import thresholds
 from auditor.batch_statistics import distances
 from auditor.bounds.fit import Fit, fit_of
@@ -184,18 +185,27 @@ def _ceiling(problem: Problem, recovery: Recovery, best: int, left: float) -> fl
         return math.inf
     assert recovery.inputs is not None
     assert recovery.input_labels is not None
-    inputs, labels = recovery.inputs[best], recovery.input_labels[best]
-    pixels, found = to_pixels(problem, inputs), math.inf
+    pixels, found = to_pixels(problem, recovery.inputs[best]), math.inf
     half = torch.where(pixels < 0.5, pixels + 0.5, pixels - 0.5)  # 6 dB, whatever the claim is
     for other in (half, torch.full_like(pixels, 0.5)):
         near = float(psnr(other.double(), pixels.double()).max())
-        row = gradient_of(problem, to_model_units(problem, other), labels)
-        if problem.channel.scaled or problem.channel.masked:
-            row = _as_sent(problem, row, fit_of(problem, row, inputs.numel()))
-        apart = max(_finite(value) for value in residuals_of(problem, row).values())
+        apart = _left_by(problem, to_model_units(problem, other), recovery.input_labels[best])
         if near < UNLIKE and apart > 0:
             found = min(found, near + 20 * math.log10(apart / max(left, problem.precision)))
     return max(found, 0.0)
+
+
+def _left_by(problem: Problem, inputs: Tensor, labels: Tensor) -> float:
+    """What pictures leave of the dump in the worst tensor; infinite where that is not known."""
+    try:
+        row = gradient_of(problem, inputs, labels)
+    except (RuntimeError, ValueError) as error:
+        if told_of(error) is None:
+            raise
+        return math.inf
+    if problem.channel.scaled or problem.channel.masked:
+        row = _as_sent(problem, row, fit_of(problem, row, inputs.numel()))
+    return max(_finite(value) for value in residuals_of(problem, row).values())
 
 
 def _statistics(problem: Problem, inputs: Tensor) -> tuple[float, ...]:
