@@ -248,7 +248,8 @@ def _dropout(problem: Problem) -> list[Caveat]:
         return []
     text = (
         "The model has dropout and the dump was made in training mode: its random "
-        "mask is not in the dump, so no input can be verified."
+        "mask is not in the dump, so no gradient can be derived again: only what the rows of a "
+        "linear layer show by themselves can be verified."
     )
     if known.mode == "eval":
         text = (

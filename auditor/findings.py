@@ -24,7 +24,7 @@ from auditor.evidence import (
     is_verified,
 )
 from auditor.metrics import flat_of, label_accuracy, match_batch, mse, psnr, ssim
-from auditor.problem import is_table
+from auditor.problem import is_dropped_from, is_table
 from auditor.records import (
     Certainty,
     Evidence,
@@ -269,6 +269,8 @@ def _claimed_finding(
     premises = ["model, loss and batch size are as listed under assumptions"]
     if certainty == "proved":
         premises.append("the gradient is that of one sample (its rank was tested)")
+    if is_dropped_from(problem):
+        premises.append("it is what came out of the dropout, whose mask is in it")
     premises += [*evidence.recovery.assumed, *estimated_training(problem)]
     return finding_of(
         _code(problem, verified),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from auditor.evidence import UNLIKE, has_sent_statistics, is_equal, is_verified, where_it_ended
-from auditor.problem import tolerance_of
+from auditor.problem import is_dropped_from, tolerance_of
 from auditor.records import Evidence, LinkReport, Problem
 from auditor.samples.findings import why_more, why_no_sample
 
@@ -38,9 +38,10 @@ def why_unfinished(problem: Problem, evidence: Evidence) -> str:
 def _unfinished(problem: Problem, evidence: Evidence) -> str:
     assert evidence.best is not None
     residual = evidence.worst_residuals[evidence.best]
-    if evidence.recovery.links:
-        return _hidden(evidence)
-    if (why := _why_other_batch(evidence)) is not None:
+    if is_dropped_from(problem) and is_equal(problem, evidence):
+        return "the dump was made behind dropout, and what was rebuilt has its random mask in it"
+    why = _hidden(evidence) if evidence.recovery.links else _why_other_batch(evidence)
+    if why is not None:
         return why
     if evidence.recovery.guided and is_equal(problem, evidence):
         return "a prior (neighbouring pixels are alike) chose among pictures that fit the dump"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from auditor import InputError, scan
 from auditor.defences.loss_scale import loss_scale, without_loss_scale
 from auditor.inputs.precision import dump_spacing
+from auditor.records import Truth
 from auditor.report.audit_json import from_json
 
 ONE = {"batch_size": 1, "mode": "eval"}
@@ -164,6 +165,42 @@ def test_dropout(mode, words):
     assert len(said) == (words is not None)
     assert all(words in message for message in said)
     assert shown(audit) == {"GA101"}
+
+
+def behind_dropout(*layers):
+    """Audit of one sample in training mode; the mask is drawn as the client's is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), *(make() for make in layers)).train()
+        picture = torch.rand(1, 1, 8, 8)
+        loss = F.cross_entropy(net(picture), torch.tensor([2]))
+        parts = torch.autograd.grad(loss, list(net.parameters()))
+    sent = dict(zip((name for name, _ in net.named_parameters()), parts, strict=True))
+    told = {"batch_size": 1, "mode": "train", "input_shape": (1, 8, 8), "reduction": "mean"}
+    read = ["labels", "images.layers", "images.first_layer"]
+    return scan(net, sent, **told, truth=Truth(picture, torch.tensor([2])), attacks=read)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.Tanh])
+def test_a_first_linear_layer_shows_its_input_whatever_is_dropped_above(activation):
+    audit = behind_dropout(
+        lambda: nn.Linear(64, 40), activation, lambda: nn.Dropout(0.5), lambda: nn.Linear(40, 5)
+    )
+    [finding] = [f for f in audit.findings if f.code == "GA204"]
+    assert (finding.certainty, finding.attack) == ("verified", "images.first_layer")
+    assert finding.severity.score > 9
+    near = next(m.value for m in finding.measures if "PSNR" in m.name and "measured" in m.name)
+    assert near > 100
+
+
+def test_a_picture_that_was_dropped_from_is_never_certain():
+    """The mask is in what is read: the gradient without any equals the dump."""
+    audit = behind_dropout(
+        lambda: nn.Dropout(0.3), lambda: nn.Linear(64, 40), nn.Tanh, lambda: nn.Linear(40, 5)
+    )
+    assert not {"GA201", "GA204"} & shown(audit)
+    reasons = {attack.name: attack.reason for attack in audit.attacks}
+    assert "mask" in reasons["images.layers"]
 
 
 # --------------------------------------------------------------------------- mixed precision

@@ -3,7 +3,7 @@
 In every step of SGD on one sample a linear layer z = W x + b gets the weight gradient d x' and the
 bias gradient d, with a d of its own. Momentum and weight decay (taken out before) only weigh the
 steps. So the update's rows are multiples of x still: W_j / b_j = x, over any number of steps and
-whatever the layers above do.
+whatever the layers above do: also of one gradient behind a dropout, whose mask nobody knows.
 Source: Phong et al. 2017; Geiping et al. 2020, arXiv:2003.14053; the sum over steps is ours.
 """
 
@@ -23,6 +23,7 @@ from auditor.inversion.layers import Broken, Chain, chain_of
 from auditor.inversion.link_solver import Settings
 from auditor.inversion.walk import Walk, walk
 from auditor.problem import (
+    is_dropped_from,
     is_estimated,
     is_one_gradient,
     to_pixels,
@@ -43,13 +44,13 @@ class FirstLayer:
     title: str = "Images read off the first linear layer of an update"
 
     def blocked_by(self, problem: Problem) -> str | None:
-        if is_one_gradient(problem):
+        if is_one_gradient(problem) and not is_dropped_from(problem):
             return "the dump is one gradient: images.layers reads its first layer"
         size = problem.knowledge.batch_size
         if size is None:
             return "the batch size is unknown: say it with --batch-size"
         if size != 1:
-            return "it reads one sample; the update is of several"
+            return "it reads one sample; the dump is of several"
         local = problem.knowledge.local
         if local is not None and local.weight_decay and (local.lr is None or local.steps is None):
             return "weight decay cannot be taken out without --lr and --local-steps"
@@ -82,7 +83,7 @@ class FirstLayer:
 
 def _can_be_checked(problem: Problem, inputs: Tensor, labels: Tensor) -> bool:
     """Whether a gradient can be derived from (2, 1, C, H, W), and an estimate does not spoil it."""
-    if why_not_simulated(problem) is not None:
+    if why_not_simulated(problem) is not None or is_dropped_from(problem):
         return False
     if not is_estimated(problem):
         return True

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from auditor.attacks.first_linear import first_linear
-from auditor.problem import is_estimated, to_own_units, to_pixels, tolerance_of
+from auditor.problem import is_dropped_from, is_estimated, to_own_units, to_pixels, tolerance_of
 from auditor.records import Evidence, Problem, Recovery
 
 # Up to here a residual is small enough to be called consistent.
@@ -143,8 +143,12 @@ def equals_in_words(problem: Problem) -> str:
 
 
 def is_verified(problem: Problem, evidence: Evidence) -> bool:
-    """Equal to the dump, and an independent restart found the same picture for every sample."""
-    return is_equal(problem, evidence) and evidence.agreeing >= 2
+    """Equal to the dump, and an independent restart found the same picture for every sample.
+
+    Not behind dropout: what equals the dump without its mask is the input with the mask in it.
+    """
+    both = is_equal(problem, evidence) and evidence.agreeing >= 2
+    return both and not is_dropped_from(problem)
 
 
 def is_proved(problem: Problem, evidence: Evidence) -> bool:
@@ -158,6 +162,7 @@ def is_proved(problem: Problem, evidence: Evidence) -> bool:
     return (
         problem.knowledge.batch_size == 1
         and not is_estimated(problem)
+        and not is_dropped_from(problem)
         and bool(links)
         and all(link.solved and not link.constrained for link in links)
         and len(readings) >= 2

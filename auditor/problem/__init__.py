@@ -5,6 +5,7 @@ from __future__ import annotations
 from auditor.problem.gradients import (
     gradient_of,
     heaviest_sample,
+    is_dropped_from,
     is_estimated,
     is_one_gradient,
     is_scaled,
@@ -41,6 +42,7 @@ __all__ = [
     "gradient_of",
     "has_grid",
     "heaviest_sample",
+    "is_dropped_from",
     "is_estimated",
     "is_in_range",
     "is_on_grid",

@@ -70,6 +70,11 @@ def is_estimated(problem: Problem) -> bool:
     return local is not None and local.estimate is not None and bool(local.estimate.what)
 
 
+def is_dropped_from(problem: Problem) -> bool:
+    """Whether dropout took part in the dump, with a random mask that nobody knows."""
+    return problem.trace.dropout and problem.knowledge.mode == "train"
+
+
 def why_not_simulated(problem: Problem) -> str | None:
     """Why `gradient_of` cannot answer, for people; None when it can."""
     local = problem.knowledge.local

@@ -25,7 +25,8 @@ CAVEATS: tuple[Rule, ...] = (
         "GA303",
         "Dropout was active",
         "In training mode dropout draws a random mask that the dump does not hold.",
-        "The gradient cannot be re-derived, so no input can be verified.",
+        "The gradient cannot be derived again, so no input can be verified by it; what the rows of "
+        "a linear layer show by themselves can.",
         "Audit a dump made with dropout off, or treat the result as a lower bound.",
     ),
     Rule(

@@ -26,6 +26,7 @@ from torch import Tensor
 from auditor.bounds.fisher import Fisher, predicted_psnr
 from auditor.bounds.fit import Fit
 from auditor.evidence import EXACT, left_of_features, samples_told, shows_pictures
+from auditor.problem import is_dropped_from
 from auditor.records import Evidence, Problem
 from auditor.samples.deflation import ALONE
 
@@ -144,7 +145,8 @@ def ceiling_of(problem: Problem, evidence: Evidence) -> float:
     """The dB that no claim of this evidence exceeds, however well it fits.
 
     What a layer left open is taken for noise, uniform over the pixel range. Fewer numbers than
-    pixels fit many pictures, and so does a dump that unlike pictures explain about as well.
+    pixels fit many pictures, and so does a dump that unlike pictures explain about as well. Behind
+    dropout the mask is in the claim.
     """
     known = problem.knowledge
     unknowns = (known.batch_size or 1) * math.prod(known.input_shape)
@@ -153,7 +155,8 @@ def ceiling_of(problem: Problem, evidence: Evidence) -> float:
     links = evidence.recovery.links
     share = max((link.undetermined / link.unknowns for link in links), default=0.0)
     open_ = -10 * math.log10(share / 12) if share > 0 else math.inf
-    return min(open_, evidence.ceiling)
+    masked = CLOSED if is_dropped_from(problem) else math.inf
+    return min(open_, evidence.ceiling, masked)
 
 
 def supported(
