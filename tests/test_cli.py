@@ -121,10 +121,19 @@ def test_a_factory_that_leaves_the_process_is_refused(case, code):
 
 def test_4_when_no_attack_had_time(case):
     for gate in ((), ("--fail-on", "critical"), ("--fail-on", "low")):
-        run = gradaudit(*SCAN, "--budget", "1e-3", *gate, "--overwrite", cwd=case)
+        asked = (*SCAN, "--budget", "1e-3", "--attacks", "images.layers,images.lm", *gate)
+        run = gradaudit(*asked, "--overwrite", cwd=case)
         assert run.code == 4, run.err
         assert "budget" in run.err
         assert audit_in(case)["verdict"]["status"] == "inconclusive"
+
+
+def test_labels_are_proved_in_no_time_and_pass_no_gate_for_pictures(case):
+    for gate, code in (((), 0), (("--fail-on", "critical"), 4), (("--fail-on", "low"), 1)):
+        run = gradaudit(*SCAN, "--budget", "1e-3", *gate, "--overwrite", cwd=case)
+        assert run.code == code, run.err
+        assert "budget" in run.err
+        assert [f["code"] for f in audit_in(case)["findings"]] == ["GA101"]
 
 
 def noised(folder):
