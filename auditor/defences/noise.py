@@ -234,14 +234,15 @@ def _mode_of(groups: Sequence[Group], known: Mode, *, clean: bool) -> Mode:
         fewest = max(sum(g.degrees for g in groups if g.mode == mode), 1.0)
         left[mode] = energy / fewest
     apart = max(_APART**2, 1 + _BY_CHANCE / fewest**0.5)
-    if min(left.values()) <= 0:
+    low, high = sorted(left.values())
+    if low <= 0:
         return known
+    shown = min(left, key=lambda mode: left[mode]) if high >= apart * low else known
     train = [group for group in groups if group.mode == "train"]
-    if sum(group.slack for group in train) > _TIGHT * sum(group.energy for group in train):
+    unknown = sum(group.slack for group in train) > _TIGHT * sum(group.energy for group in train)
+    if unknown and left["train"] >= left["eval"]:
         return _mode_beside_slack(groups, known, clean=clean)
-    if max(left.values()) < apart * min(left.values()):
-        return known
-    return min(left, key=lambda mode: left[mode])
+    return shown
 
 
 def _mode_beside_slack(groups: Sequence[Group], known: Mode, *, clean: bool) -> Mode:
