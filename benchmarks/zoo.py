@@ -4,9 +4,10 @@
 
 Networks of the first round: random weights, ten classes, batch norms that have seen nothing. One
 picture in evaluation mode and two in training mode, a full audit with mode and batch size told and
-a budget of so many seconds, no truth. A network without a linear classifier is refused. Then every finding of pictures is compared with the truth: a
-*false alarm* is one of 4.0 or more whose nearest picture is below 15 dB. A caveat that says that
-model and dump, or the mode, do not belong together (GA309 to GA311, GA314) is false in every row.
+a budget of so many seconds, no truth. A network without a linear classifier is refused. Every
+finding of pictures is compared with the truth: a *false alarm* is one of 4.0 or more whose nearest
+picture is below 15 dB. A caveat that says that model and dump, or the mode, do not belong together
+(GA309 to GA311, GA314) is false in every row.
 """
 
 from __future__ import annotations
