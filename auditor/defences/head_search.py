@@ -74,7 +74,7 @@ def batch_fit(problem: Problem, *, calibrated: bool, seed: int = 0) -> HeadFit |
     steps, tries = (_STEPS, _TRIES) if calibrated else (_FEW, 1)
     best = _first_fit(problem, sent, weights, seed, steps=steps, tries=tries)
     if best.distance <= _SOLVED:
-        return HeadFit(True, best.scale, best.smoothing, 2 * _SOLVED)
+        return HeadFit(True, best.scale, best.smoothing, 2 * _SOLVED, 2 * _SOLVED)
     if best.distance <= _UNSOLVED or not calibrated:
         return HeadFit(None, 1.0, 0.0)
     loud = (dump for dump in _simulated(problem, size, seed) if _is_as_loud(dump, sent))

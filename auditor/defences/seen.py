@@ -215,7 +215,7 @@ def _of_single(problem: Problem, seen: _Seen) -> list[Caveat]:
     if single is None or not single.fits or single.scale < 0:
         return raised
     known = problem.knowledge.label_smoothing
-    if abs(single.smoothing - known) > _SMOOTHING + single.blur:
+    if abs(single.smoothing - known) > _SMOOTHING + single.haze:
         raised.append(
             Caveat(
                 "GA313",

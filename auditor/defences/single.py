@@ -30,7 +30,8 @@ class HeadFit:
     fits: bool | None  # these weights made it; None: cannot be told
     scale: float  # what the gradient was multiplied with; negative: turned around
     smoothing: float
-    blur: float = 0.0  # what both may be off by
+    blur: float = 0.0  # what the scale may be off by, relatively
+    haze: float = 0.0  # what the smoothing may be off by
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class _Line:
     level: float
     several: bool  # more than one class stands out
     tilt: float  # what rounding may turn the slope by, relatively: much, if all classes are alike
+    lift: float  # what that tilt changes the level by
 
 
 def single_of(problem: Problem, spacing: float) -> HeadFit | None:
@@ -78,10 +80,12 @@ def _read(p: Tensor, g: Tensor, precision: float, smoothing: float) -> HeadFit:
     if best.apart <= best.allowed and not best.several:
         # Two classes take everything: some scale always fits, and only the scale one shows a fit.
         lines = [line for line in lines if abs(line.slope - 1) <= best.allowed]
-        return HeadFit(True if lines else None, 1.0, smoothing, best.allowed)
+        return HeadFit(True if lines else None, 1.0, smoothing, best.allowed, best.allowed)
     if best.apart <= best.allowed:
-        blur = max(8 * best.allowed, best.tilt)
-        return HeadFit(True, 1 / best.slope, max(len(p) * best.level, 0.0), blur)
+        least = 8 * best.allowed
+        soft = max(len(p) * best.level, 0.0)
+        blur, haze = max(least, best.tilt), max(least, len(p) * best.lift)
+        return HeadFit(True, 1 / best.slope, soft, blur, haze)
     return HeadFit(False if best.apart > misfits else None, 1.0, 0.0)
 
 
@@ -98,7 +102,8 @@ def _line(p: Tensor, g: Tensor, label: int, precision: float) -> _Line:
     tilt = rounding / max(abs(slope) * float(away.norm()), 1e-30)
     several = int(((slope * x).abs() > 4 * allowed * size).sum()) > 1
     apart = float((y - slope * x - level).norm()) / size
-    return _Line(apart, allowed, slope, level, several, tilt)
+    lift = tilt * abs(slope * float(x.mean()))
+    return _Line(apart, allowed, slope, level, several, tilt, lift)
 
 
 def is_turned(problem: Problem, single: HeadFit | None) -> bool:
